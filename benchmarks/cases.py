@@ -1,4 +1,4 @@
-"""One data set and one network, prepared, and what is timed of them: benchmarks/extract.py says what the rows mean."""
+"""Prepare a data set and a network, and time runs on them: benchmarks/extract.py says what the rows mean."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ MAPS = {"mobilenet_v2": "features.18", "resnet50": "layer4"}
 
 @dataclass
 class Case:
-    """One data set and one network, prepared; the time of every run by its name."""
+    """A prepared data set and network, and the times of every run by its name."""
 
     folder: Path
     model: str
@@ -49,11 +49,11 @@ class Case:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def best(self, name: str) -> float:
-        """The best time of a run, seconds; infinite if there was none."""
+        """Return the best time of a run, seconds; infinite without a run."""
         return min(self.seconds.get(name, [np.inf]))
 
     def rate(self, name: str, less: str = "") -> float:
-        """Images per second, of the best round; `less` is a run over one batch whose time is taken off."""
+        """Return the images per second of the best round; the time of `less`, a run over one batch, is subtracted."""
         if not less:
             return len(self.paths) / self.best(name)
         return (len(self.paths) - self.batch) / max(self.best(name) - self.best(less), 1e-9)
@@ -69,12 +69,12 @@ class Case:
 
     @property
     def bound(self) -> float:
-        """Images per second if the cores did nothing but decode and compute."""
+        """Return the images per second if the cores only decoded and computed."""
         return 1 / (1 / self.rate("decode") + 1 / self.rate("forward"))
 
 
 def prepared(folder: Path, data: str, model: str, precision: str, given: argparse.Namespace) -> Case:
-    """Unpack images, list them and the first batch alone, and freeze the network."""
+    """Unpack images, list all images and the first batch separately, and freeze the network."""
     photos = folder / data
     if not photos.is_dir():
         pictures.unpack(data, folder, given.images)
@@ -90,14 +90,14 @@ def prepared(folder: Path, data: str, model: str, precision: str, given: argpars
 
 
 def decoded(case: Case, paths: list[str]) -> np.ndarray:
-    """The pixels of some images, uint8 (images, height, width, channels), by a thread a core."""
+    """Decode images to uint8 (images, height, width, channels), with a thread per core."""
     reader = ImageReader(serialization.read_spec(case.backbone).input.image)
     with ThreadPoolExecutor(cores()) as pool:
         return np.stack([sample["pixels"] for sample in pool.map(lambda path: reader(Path(path).read_bytes()), paths)])
 
 
 def decode(case: Case) -> None:
-    """Read and decode every image, and keep none."""
+    """Read and decode every image, without storing pixels."""
     reader = ImageReader(serialization.read_spec(case.backbone).input.image)
     with ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(lambda path: reader(Path(path).read_bytes())["pixels"].shape, case.paths):
@@ -105,7 +105,7 @@ def decode(case: Case) -> None:
 
 
 def fastest(case: Case) -> Callable[[], None]:
-    """Choose the fastest engine that passes the gate; return what runs it over as many images as there are."""
+    """Choose the fastest engine that passes the parity check; return a function that runs it over all images."""
     backbone = serialization.read(case.backbone)
     job = Job(backbone, case.taps, case.batch, case.precision, cache=case.folder / "engine-cache")
     shapes = {TAP: backbone.spec.taps[TAP].shape}
@@ -137,7 +137,7 @@ def run(case: Case, *, engine: str, root: Path, manifests: str = "manifests") ->
 
 
 def emptied(root: Path) -> Path:
-    """The same cache with its graphs, choices and parity cards, and without rows or features."""
+    """Remove rows and features from a cache; its graphs, choices and parity cards stay."""
     for column in cache.columns(root / "cache"):
         for record in list(column.records()):
             column.drop(record)
@@ -146,7 +146,7 @@ def emptied(root: Path) -> Path:
 
 
 def child(case: Case, script: str, python: str) -> dict[str, object]:
-    """Run plain.py or peers.py; the JSON it prints. Its vectors are `<script>.npy`."""
+    """Run plain.py or peers.py; return the printed JSON. The vectors are in `<script>.npy`."""
     listed = case.folder / "images.json"
     listed.write_text(json.dumps(case.paths))
     command = [python, HERE / script, "--model", case.model, "--weights", case.weights, "--images", listed]

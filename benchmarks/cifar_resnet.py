@@ -1,4 +1,4 @@
-"""ResNet-20 and ResNet-56 for images of 32 × 32 px, of which the assets have weights, and a factory for `freeze`.
+"""ResNet-20 and ResNet-56 for images of 32 × 32 px, with factories for `freeze`; the assets have weights of both.
 
     freeze: {resnet20: {source: module, factory: cifar_resnet:resnet20, file: …/resnet20-12fca82f.th,
              sha256: 12fca82f, strip_prefix: module., input: …}}
@@ -22,7 +22,7 @@ PREFIX = "module."  # of the keys in these files
 
 
 class Block(nn.Module):
-    """Two convolutions of 3 × 3 beside a shortcut; (before, height, width) to (after, height / stride, …)."""
+    """Two convolutions of 3 × 3 and a shortcut; (before, height, width) to (after, height / stride, …)."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.stride, self.more = stride, after - before
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (n, before, height, width)."""
+        """Compute the output maps of maps (n, before, height, width)."""
         found = functional.relu(self.bn1(self.conv1(maps)))
         found = self.bn2(self.conv2(found))
         if self.more:
@@ -62,7 +62,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(part.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (n, 3, 32, 32) to logits (n, classes)."""
+        """Compute logits (n, classes) of images (n, 3, 32, 32)."""
         maps = functional.relu(self.bn1(self.conv1(images)))
         for name in ("layer1", "layer2", "layer3"):
             maps = self.get_submodule(name)(maps)
@@ -71,10 +71,10 @@ class CifarResNet(nn.Module):
 
 
 def resnet20(classes: int = 10) -> CifarResNet:
-    """Of 0.27 million parameters."""
+    """Create a ResNet-20, with 0.27 million parameters."""
     return CifarResNet(blocks=3, classes=classes)
 
 
 def resnet56(classes: int = 10) -> CifarResNet:
-    """Of 0.85 million parameters."""
+    """Create a ResNet-56, with 0.85 million parameters."""
     return CifarResNet(blocks=9, classes=classes)

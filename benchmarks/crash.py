@@ -1,4 +1,4 @@
-"""Kill -9 at random moments, and see that nothing committed is lost: `python benchmarks/crash.py --kills 300`.
+"""Kill processes at random moments, and check that no shard is lost: `python benchmarks/crash.py --kills 300`.
 
 A round of the store: three processes add the same twelve shards to one column, each beginning at another; one, two or
 all of them are killed, then another process finishes. A round of extraction: a whole extraction is killed, then run
@@ -38,7 +38,7 @@ Process = subprocess.Popen[str]
 
 @dataclass
 class Counts:
-    """What happened."""
+    """The counts over all rounds."""
 
     kills: int = 0
     alive: int = 0
@@ -59,7 +59,7 @@ class Counts:
 
 @contextmanager
 def work() -> Iterator[None]:
-    """Wait for the parent's word, so that all begin together and nothing is left to import; say how long it took."""
+    """Import everything, wait for the parent's signal, work, and print the seconds."""
     print("ready", flush=True)
     sys.stdin.readline()
     begin = time.perf_counter()
@@ -68,7 +68,7 @@ def work() -> Iterator[None]:
 
 
 def write(root: Path, first: int) -> None:
-    """Add the shards of the column that are not there, beginning with one of them; say what was committed."""
+    """Add the missing shards of a cache entry, starting at one of them; print the committed shards."""
     column = cache.column(root, IDENTITY)
     print("swept", maintenance.remove_stale_files(column), flush=True)
     for turn in range(PARTS):
@@ -87,7 +87,7 @@ def write(root: Path, first: int) -> None:
 
 
 def extract(root: Path, made: Path) -> None:
-    """Extract what `draw` made in `root`, with the cache and the features in `made`."""
+    """Extract the images that `draw` wrote to `root`, with the cache and the features in `made`."""
     from pipeline.extract import run
     from pipeline.extract.config import ExtractConfig
 
@@ -121,18 +121,18 @@ def draw(root: Path, pictures: int = PICTURES) -> None:
 
 
 def start(*arguments: object) -> Process:
-    """Start this script as one of those that are killed; it waits for the word."""
+    """Start this script as a process to kill; it waits for the signal to start."""
     command = [sys.executable, __file__, *map(str, arguments)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def writers(root: Path, *, first: int = 0) -> list[Process]:
-    """Three that add the same shards; which of them comes first in the list depends on `first`."""
+    """Start three writers of the same shards; `first` sets which is first in the list."""
     return [start("--write", root, FIRSTS[(first + number) % len(FIRSTS)]) for number in range(len(FIRSTS))]
 
 
 def race(processes: Sequence[Process], moments: Sequence[float] = ()) -> dict[str, list[str]]:
-    """Give all the word at once, and kill the first of them, one at each moment; what was said, by its first word."""
+    """Start all at once, and kill the first of them, one per moment; return the printed lines by their first word."""
     for process in processes:
         assert process.stdout is not None
         process.stdout.readline()
@@ -154,12 +154,12 @@ def race(processes: Sequence[Process], moments: Sequence[float] = ()) -> dict[st
 
 
 def undisturbed(make: Callable[[str], Sequence[Process]]) -> float:
-    """The seconds that processes take of which none is killed, the median of three times; `make` is told a name."""
+    """Return the seconds of processes without a kill, the median of three runs; `make` gets a name."""
     return float(np.median([max(map(float, race(make(name))["took"])) for name in "abc"]))
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The digests of all files below a folder, by relative path.
+    """Return the digests of all files below a folder, by relative path.
 
     Without `used`, which is empty and only its time counts, and `locks/`, which name whoever held them last.
     """
@@ -169,12 +169,12 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def leftovers(folder: Path) -> int:
-    """How many temporary files there are."""
+    """Return the number of temporary files."""
     return sum(1 for _ in folder.rglob(".*.tmp"))
 
 
 def kill_writers(root: Path, moments: Sequence[float], whole: dict[str, str], counts: Counts) -> Iterator[str]:
-    """A round of the store; yields what is wrong."""
+    """Run a round of the store; yield each problem."""
     killed = writers(root, first=counts.rounds)
     said = race(killed, moments)
     column = cache.column(root, IDENTITY)
@@ -188,7 +188,7 @@ def kill_writers(root: Path, moments: Sequence[float], whole: dict[str, str], co
 
 
 def kill_extraction(root: Path, made: Path, moment: float, whole: dict[str, str], counts: Counts) -> Iterator[str]:
-    """A round of extraction; yields what is wrong."""
+    """Run a round of extraction; yield each problem."""
     killed = [start("--extract", root, made)]
     race(killed, [moment])
     for column in cache.columns(made / "cache"):
@@ -204,7 +204,7 @@ def kill_extraction(root: Path, made: Path, moment: float, whole: dict[str, str]
 
 
 def compare(root: Path, whole: dict[str, str], counts: Counts) -> Iterator[str]:
-    """Count a store that is as it must be; yields in which files another one differs."""
+    """Count a store that equals the reference; yield the files that differ."""
     found = contents(root)
     counts.equal += found == whole
     for name in sorted(found.keys() | whole.keys()):
@@ -222,13 +222,13 @@ def tally(counts: Counts, killed: Sequence[Process], moments: Sequence[float], *
 
 
 def spread(kills: int, seconds: float, random: np.random.Generator) -> list[float]:
-    """Moments from 0 to `seconds`, one in each of as many equal parts, in random order."""
+    """Return moments from 0 to `seconds`, one in each of equal parts, in random order."""
     moments: list[float] = ((random.permutation(kills) + random.random(kills)) * (seconds / max(kills, 1))).tolist()
     return moments
 
 
 def rounds(root: Path, kills: int, extractions: int, seed: int, counts: Counts) -> Iterator[list[str]]:
-    """All rounds, one after another; yields what was wrong in each."""
+    """Run all rounds, one after another; yield the problems of each."""
     random = np.random.default_rng(seed)
 
     moments = spread(kills - extractions, undisturbed(lambda name: writers(root / name)), random)
@@ -250,7 +250,7 @@ def rounds(root: Path, kills: int, extractions: int, seed: int, counts: Counts) 
 
 
 def main() -> None:
-    """Kill, check and count; exit 1 if anything is wrong."""
+    """Kill, check and count; exit with 1 if there are problems."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300, help="how many in all (300)")
     parser.add_argument("--extractions", type=int, default=None, help="how many of them of extractions (a tenth)")

@@ -1,4 +1,4 @@
-"""One extraction of many images in each way that there is, with a kill -9: `python benchmarks/crash.py --images 20000`.
+"""Kill one extraction of many images in each mode: `python benchmarks/crash.py --images 20000`.
 
     threads     the main process is killed, and the extraction run again
     processes   a process that decodes is killed, and the run goes on
@@ -33,7 +33,7 @@ Process = subprocess.Popen[str]
 
 
 def rounds(root: Path, images: int, seed: int) -> Iterator[tuple[str, list[str]]]:
-    """All runs, one after another; yields what was done, and what was wrong."""
+    """Run all modes, one after another; yield the result and the problems of each."""
     random = np.random.default_rng(seed)
     draw(root, images)
     _, last = run(root, root / "undisturbed", "threads", lambda *_: False)
@@ -47,7 +47,7 @@ def rounds(root: Path, images: int, seed: int) -> Iterator[tuple[str, list[str]]
 
 
 def disturbed(root: Path, mode: str, moment: int, whole: dict[str, str]) -> tuple[str, list[str]]:
-    """A run in some mode with a kill, until it is done; what happened, and what is wrong."""
+    """Run an extraction in a mode, with a kill, to its end; return the events and the problems."""
     made, at = root / mode, []
 
     def kill(process: Process, done: int) -> bool:
@@ -75,7 +75,7 @@ def disturbed(root: Path, mode: str, moment: int, whole: dict[str, str]) -> tupl
 
 
 def run(root: Path, made: Path, mode: str, kill: Callable[[Process, int], bool]) -> tuple[int, int]:
-    """Extract in another process; its exit code, and how many samples it said that it had done with.
+    """Extract in another process; return its exit code and the number of samples that it reported.
 
     `kill` is told each time how many are done, until it has killed.
     """
@@ -90,18 +90,18 @@ def run(root: Path, made: Path, mode: str, kill: Callable[[Process, int], bool])
 
 
 def decoding_or_working(main: int) -> int:
-    """One of the processes that a process has started to decode, or to run units."""
+    """Return a child process that decodes or runs units."""
     children = psutil.Process(main).children()
     return max(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
 
 
 def size(folder: Path) -> dict[Path, int]:
-    """The bytes of the shards in a cache."""
+    """Return the bytes of the shards in a cache."""
     return {path: path.stat().st_size for path in folder.glob("cache/**/*.h5")}
 
 
 def extract(root: Path, made: Path, mode: str) -> None:
-    """Extract what `draw` made in `root`, and print how many samples are done."""
+    """Extract the images that `draw` wrote to `root`, and print the number of finished samples."""
     from pipeline.extract.config import ExtractConfig
     from pipeline.extract.run import extract
     from pipeline.runtime import Reporter

@@ -45,7 +45,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Answer:
-    """What a way says of the test rows: probabilities (rows, classes), predictions as targets, and its seconds."""
+    """The predictions of a method for the test rows, with probabilities (rows, classes), and its seconds."""
 
     scores: np.ndarray
     predicted: np.ndarray
@@ -119,7 +119,7 @@ def _shifted(domain: np.ndarray) -> Callable[[int], np.ndarray]:
 
 
 def _counted(targets: np.ndarray, known: int, test: int) -> Callable[[int], np.ndarray]:
-    """So many rows per class that are no test rows, and so many test rows; the rest is left out."""
+    """Return a split with a number of test rows, and of other rows per class; the remaining rows are left out."""
 
     def split(seed: int) -> np.ndarray:
         found, random = np.full(len(targets), "", dtype=object), np.random.default_rng(seed)
@@ -198,7 +198,7 @@ def _searched(folds: int) -> LogisticRegressionCV:
 
 
 def rows_of(case: Case, split: np.ndarray, answer: Answer) -> tuple[np.ndarray, np.ndarray]:
-    """Of each test row whether it is right (of several labels the share that is), and its log loss."""
+    """Return for each test row whether it is predicted correctly (the share of correct labels), and its log loss."""
     targets = case.targets[split == "test"]
     right = (answer.predicted == targets).astype(np.float64)
     right = right.mean(axis=1) if right.ndim == 2 else right

@@ -1,4 +1,4 @@
-"""Distillation from stored scores of a teacher, against a teacher that runs in every step, and against labels alone.
+"""Distillation from stored logits of a teacher, against a teacher that runs in every step, and against labels only.
 
     python benchmarks/distill.py                                                   all parts
     python benchmarks/distill.py epoch --pairs resnet50-mobilenet_v2 --size 224 --images 64
@@ -79,7 +79,7 @@ def epoch(given: argparse.Namespace) -> None:
 
 
 def of_pair(root: Path, pair: str, side: int, given: argparse.Namespace) -> School:
-    """Random weights, and images of the data set that has such."""
+    """Return a pair of networks with random weights, and images of their size."""
     teacher, student = pair.split("-")
     data = "drawn" if pictures.assets() is None else "cifar10" if side == 32 else "caltech"
     sizes = {"train": max(1, given.images // 10)}
@@ -90,7 +90,7 @@ def of_pair(root: Path, pair: str, side: int, given: argparse.Namespace) -> Scho
 
 
 def views(given: argparse.Namespace) -> None:
-    """The price of stored views, against a live teacher, and the gain over labels."""
+    """Print the cost of stored views, against an online teacher, and the gain over labels."""
     for data in given.data:
         with tempfile.TemporaryDirectory(dir=given.folder) as name:
             school = of_data(Path(name), data, given)
@@ -111,7 +111,7 @@ def views(given: argparse.Namespace) -> None:
 
 
 def price(label: str, teaching: float, school: School, data: str, given: argparse.Namespace, **run: Any) -> str:
-    """One row: a student a seed."""
+    """Return a row of the table: one student per seed."""
     shared = {"epochs": given.epochs, "batch_size": given.batch, "learning_rate": RATES[data], "monitor": "accuracy"}
     schedule = {"schedule": "one_cycle", "weights": "last"}
     found = [school.learn(seed=seed, **shared, **schedule, **run) for seed in range(given.seeds)]
@@ -121,12 +121,12 @@ def price(label: str, teaching: float, school: School, data: str, given: argpars
 
 
 def spread(found: list[float]) -> str:
-    """Mean, least and most, in per cent."""
+    """Return mean, minimum and maximum, in per cent."""
     return f"{100 * np.mean(found):.1f} | {100 * min(found):.1f} | {100 * max(found):.1f}"
 
 
 def teacher_of(school: School) -> float:
-    """Its accuracy on test rows, in per cent."""
+    """Return the accuracy of the teacher on test rows, in per cent."""
     run, _ = school.begin()
     task = run.tasks[0].task
     truth = np.searchsorted(task.classes, task.targets[task.rows("test")])
@@ -134,7 +134,7 @@ def teacher_of(school: School) -> float:
 
 
 def of_data(root: Path, data: str, given: argparse.Namespace) -> School:
-    """A data set with so many labels per class, its teacher and its student."""
+    """Prepare a data set with a number of labels per class, its teacher and its student."""
     sizes = {"train": given.train, "validation": given.validation, "test": given.test}
     if data == "digits":
         return taught.of_digits(root, sizes=sizes, steps=given.pretrain, epochs=5)
@@ -146,7 +146,7 @@ def of_data(root: Path, data: str, given: argparse.Namespace) -> School:
 
 
 def curves(given: argparse.Namespace) -> None:
-    """Stored scores and a live teacher, step by step."""
+    """Compare the losses with stored logits and with an online teacher, step by step."""
     rows = []
     for data in given.data:
         with tempfile.TemporaryDirectory(dir=given.folder) as name:
@@ -169,7 +169,7 @@ def curves(given: argparse.Namespace) -> None:
 
 
 def photos(given: argparse.Namespace) -> None:
-    """A head teaches a network, with one domain's labels withheld."""
+    """Teach a network with a head, with one domain's labels withheld."""
     if pictures.assets() is None:
         print("\nphotos: ICECORE_ASSETS is not set, so there are neither the photos nor the weights")
         return

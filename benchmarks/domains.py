@@ -37,7 +37,7 @@ EVERY = 10  # one of so many labelled images of a class is a validation row
 
 
 def of_domains(root: Path, target: str, *, images: int, size: int | None) -> School:
-    """At most so many images of each domain, of a side in px; both networks, the task, and the teacher's scores."""
+    """Prepare images of each domain, both networks, the task, and the teacher's logits."""
     school = School(root, pictures.DOMAINS, run="probe")
     for name in pictures.DOMAINS:
         folder = pictures.unpack(name, root / "images", images)
@@ -68,7 +68,7 @@ def of_domains(root: Path, target: str, *, images: int, size: int | None) -> Sch
 
 
 def _write_task(school: School, target: str) -> None:
-    """Rows in the order of their keys, class by class."""
+    """Write the task, with rows in the order of their keys, class by class."""
     rows = []
     for domain in pictures.DOMAINS:
         table = manifest.read(school.paths.manifests, domain, ["key", "label"])
@@ -84,7 +84,7 @@ def _write_task(school: School, target: str) -> None:
 
 
 def compared(school: School, target: str, *, seeds: int, **settings: Any) -> list[str]:
-    """Rows of a table: accuracy on the target's test rows with its range over seeds, and agreement with the teacher."""
+    """Return rows of a table: test accuracy on the target with its range over seeds, and agreement with the teacher."""
     run, _ = school.begin(datasets=(target,), start="backbone")
     task = run.tasks[0].task
     truth, says = np.searchsorted(task.classes, task.targets[task.rows("test")]), taught.said(run)

@@ -44,7 +44,7 @@ MOBILENET = "weights/mobilenet_v2-tf2_int8_dequant.pth"
 
 
 def backbone_of(model: str) -> Backbone:
-    """A torchvision network."""
+    """Freeze a torchvision network."""
     torch.manual_seed(0)
     network = serialization.freeze(models.get_model(model, weights=None))
     path = Path(os.environ.get("ICECORE_ASSETS", "")) / MOBILENET
@@ -62,14 +62,14 @@ def backbone_of(model: str) -> Backbone:
 
 
 def pictures(count: int) -> np.ndarray:
-    """Smooth random pictures, uint8 (count, 224, 224, 3)."""
+    """Return smooth random pictures, uint8 (count, 224, 224, 3)."""
     coarse = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (count, 3, 7, 7)).astype(np.float32))
     fine = nn.functional.interpolate(coarse, size=(224, 224), mode="bicubic").clamp(0, 255)
     return fine.permute(0, 2, 3, 1).contiguous().numpy().astype(np.uint8)
 
 
 class Plain:
-    """What a user would run otherwise: the whole network, eager, on float32 images, and a hook."""
+    """The code of a user without icecore: the whole network, eager, on float32 images, with a hook."""
 
     def __init__(self, backbone: Backbone, tap: TapSpec) -> None:
         self.backbone = backbone
@@ -81,7 +81,7 @@ class Plain:
 
     @torch.inference_mode()
     def run(self, batch: dict[str, np.ndarray]) -> np.ndarray:
-        """The rows of one tap."""
+        """Return the rows of a tap."""
         found = []
         part = self.backbone.module.get_submodule(self.part)
         if self.before:

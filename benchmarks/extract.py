@@ -1,4 +1,4 @@
-"""Extraction from encoded files to committed, verified shards, against what its parts allow and what users have.
+"""Extraction from encoded files to committed, verified shards, against the bound of its parts and other programs.
 
     python benchmarks/extract.py                     all that runs on this machine
     python benchmarks/extract.py --peers PYTHON      thingsvision too, with the Python of its environment
@@ -48,7 +48,7 @@ MODELS = ("mobilenet_v2", "resnet50")
 
 
 def measure(case: Case, given: argparse.Namespace) -> None:
-    """All rounds of all runs, in turn; the times go to the case."""
+    """Run all rounds of all runs, in turn, and add the times to the case."""
     forward = fastest(case)
     warm = case.folder / f"warm-{case.model}-{case.precision}"
     first = case.folder / f"first-{case.model}-{case.precision}"
@@ -83,7 +83,7 @@ def measure(case: Case, given: argparse.Namespace) -> None:
 
 
 def rows(case: Case) -> Iterator[tuple[str, float]]:
-    """What is printed of a case: a name, and images per second."""
+    """Return the printed rows of a case: a name, and images per second."""
     yield "decode", case.rate("decode")
     yield f"forward ({case.engine})", case.rate("forward")
     yield "bound", case.bound
@@ -97,7 +97,7 @@ def rows(case: Case) -> Iterator[tuple[str, float]]:
 
 
 def probes(case: Case) -> Iterator[str]:
-    """The accuracy of a linear probe on our features and on the others'."""
+    """Return the accuracy of a linear probe on our features and on those of the other programs."""
     warm = case.folder / f"warm-{case.model}-{case.precision}"
     ours = Features.open(warm / "features" / TAP).load(case.keys)
     found = {"icecore": accuracy(ours, case.paths)}

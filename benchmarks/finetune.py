@@ -63,7 +63,7 @@ def table(title: str, head: str, rows: list[str]) -> None:
 
 
 def cuts(given: argparse.Namespace) -> None:
-    """Time an epoch from three cuts of each network."""
+    """Time an epoch from three split points of each network."""
     data = "caltech" if pictures.assets() else "drawn"
     for model in given.models:
         with tempfile.TemporaryDirectory(dir=given.folder) as name:
@@ -78,7 +78,7 @@ def cuts(given: argparse.Namespace) -> None:
 
 
 class Held(Samples):
-    """Samples whose batches of a size lie in memory, in the order of epoch 0."""
+    """Samples whose batches are in memory, in the order of epoch 0."""
 
     def __init__(self, samples: Samples, size: int) -> None:
         self._samples, self._batches = samples, list(samples.batches(size, epoch=0))
@@ -96,7 +96,7 @@ class Held(Samples):
 
 
 def row_of_cut(place: Place, node: str, given: argparse.Namespace) -> str:
-    """One row: all runs in turn, the best of each."""
+    """Return a row of the table: all runs in turn, the best time of each."""
     shared = {"batch_size": given.batch, "epochs": 2, "weights": "last", "monitor": "loss"}
     best: dict[str, float] = {}
 
@@ -134,7 +134,7 @@ def row_of_cut(place: Place, node: str, given: argparse.Namespace) -> str:
 
 
 def views(given: argparse.Namespace) -> None:
-    """The price of stored views: K of them against live augmentation, and against none."""
+    """Print the cost of K stored views, against online augmentation and against none."""
     for data in given.data:
         with tempfile.TemporaryDirectory(dir=given.folder) as name:
             place = of_task(Path(name), data, given)
@@ -157,7 +157,7 @@ def views(given: argparse.Namespace) -> None:
 
 
 def price(label: str, extraction: float, place: Place, given: argparse.Namespace, **run: Any) -> str:
-    """One row: a run a seed."""
+    """Return a row of the table: one run per seed."""
     fits = [place.fit(seed=seed, **run) for seed in range(given.seeds)]
     found = [100 * fit.accuracy for fit in fits]
     epoch = float(np.median([fit.epoch(given.epochs) for fit in fits]))
@@ -171,7 +171,7 @@ def price(label: str, extraction: float, place: Place, given: argparse.Namespace
 
 
 class Later(Samples):
-    """Samples whose first epoch has another number."""
+    """Samples whose first epoch has another number than 0."""
 
     def __init__(self, samples: Samples, first: int) -> None:
         self._samples, self._first = samples, first
@@ -188,7 +188,7 @@ class Later(Samples):
 
 
 def gradual(given: argparse.Namespace) -> None:
-    """Unfreezing in three steps."""
+    """Compare gradual unfreezing with three runs."""
     for data in given.data:
         with tempfile.TemporaryDirectory(dir=given.folder) as name:
             place = of_task(Path(name), data, given)
@@ -219,7 +219,7 @@ def gradual(given: argparse.Namespace) -> None:
 
 
 def sequence(place: Place, nodes: tuple[str, ...], *, seed: int, shared: dict[str, Any]) -> list[Fit]:
-    """A run on the stored rows of each node, each from the weights of the one before."""
+    """Run on the stored rows of each node, each run from the weights of the one before."""
     fits: list[Fit] = []
     for number, node in enumerate(nodes):
         run, one = certain(place.begin(seed=seed, input="features", tap=named(node), **shared))
@@ -230,7 +230,7 @@ def sequence(place: Place, nodes: tuple[str, ...], *, seed: int, shared: dict[st
 
 
 def certain(begun: tuple[RunContext, TrainingJob]) -> tuple[RunContext, TrainingJob]:
-    """A run whose steps hang on its rows alone: without dropout, whose draws follow from the number of the step."""
+    """Return a run whose steps depend on its rows only: without dropout, which is seeded by the number of the step."""
     for part in begun[1].network.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -238,12 +238,12 @@ def certain(begun: tuple[RunContext, TrainingJob]) -> tuple[RunContext, Training
 
 
 def sum_of(fit: Fit, epochs: int) -> float:
-    """Seconds of all steps."""
+    """Return the seconds of all steps."""
     return (fit.ends[-1] - fit.ends[0]) * len(fit.ends) / (len(fit.ends) - 1) if epochs else 0.0
 
 
 def apart(left: nn.Module, right: nn.Module) -> float:
-    """The largest difference of two networks' weights, in parts of the largest of a tensor."""
+    """Return the largest difference of two networks' weights, relative to the largest value of the tensor."""
     pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
     off = [((a.float() - b.float()).abs().max() / a.float().abs().max().clamp_min(1e-30)).item() for a, b in pairs]
     return max(off)
@@ -253,7 +253,7 @@ def apart(left: nn.Module, right: nn.Module) -> float:
 
 
 def real(given: argparse.Namespace) -> None:
-    """A real network that is known, on images that it knows."""
+    """Check a real network on images of its training set."""
     if pictures.assets() is None:
         print("\nsanity: ICECORE_ASSETS is not set, so there are neither the images nor the weights")
         return
@@ -267,14 +267,14 @@ def real(given: argparse.Namespace) -> None:
 
 
 def of_task(root: Path, data: str, given: argparse.Namespace) -> Place:
-    """Data with so many labels per class, for training and for validation each at most 20, and the rest to test on."""
+    """Prepare a task with a number of labels per class, at most 20 validation rows per class, and test rows."""
     sizes = {"train": given.labels, "validation": min(20, given.labels), "test": given.test}
     size = tuned.SIDE if data == "cifar10" else None
     return placed(root, data, "mobilenet_v2", images=4000, sizes=sizes, steps=given.steps, size=size)
 
 
 def settings(data: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Of all runs on a data set."""
+    """Return the settings of all runs on a data set."""
     return {"epochs": given.epochs, "batch_size": given.batch, "learning_rate": RATES[data], "monitor": "accuracy"}
 
 

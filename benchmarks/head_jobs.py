@@ -1,4 +1,4 @@
-"""What benchmarks/heads.py measures, each in a process of its own: `head_jobs.py JOB FOLDER name=value...`
+"""Run the measurements of benchmarks/heads.py, each in a separate process: `head_jobs.py JOB FOLDER name=value...`
 
 A job prints one line of JSON: its seconds, the peak of the process's resident memory and what that was after imports,
 in MiB, and what else the table needs. The rows are those that `write` left in FOLDER.
@@ -27,7 +27,7 @@ PENALTIES = tuple(np.logspace(-2, 7, 20).tolist())  # of ridge, which chooses am
 
 
 def write(folder: Path, rows: int, width: int, classes: int, *, seed: int = 0) -> None:
-    """Features as of a network, positive and correlated, with their classes: shards of float16, never all in memory.
+    """Write features like those of a network, positive and correlated, with classes: float16 shards, one at a time.
 
     `keys.npy` and `classes.npy` beside them are in the order of the disk.
     """
@@ -52,19 +52,19 @@ def write(folder: Path, rows: int, width: int, classes: int, *, seed: int = 0) -
 
 
 def opened(folder: Path, start: int, stop: int) -> tuple[Rows, np.ndarray]:
-    """Some rows in the order of the disk as a row source, and their classes."""
+    """Return some rows in the order of the disk as a row source, and their classes."""
     keys, classes = (np.load(folder / f"{name}.npy", mmap_mode="r")[start:stop] for name in ("keys", "classes"))
     return Rows([features(folder)], np.asarray(keys)), np.array(classes)
 
 
 @cache
 def features(folder: Path) -> Features:
-    """The features, opened once in a process."""
+    """Open the features, once per process."""
     return Features.open(folder)
 
 
 def ridge(folder: Path, *, rows: int, test: int) -> dict[str, Any]:
-    """Ours: 20 penalties from one pass over the store; predictions of test rows at each."""
+    """Fit our ridge with 20 penalties in one pass over the store, and predict test rows with each."""
     from pipeline.streaming.ridge import StreamingRidgeClassifier
 
     X, y = opened(folder, 0, rows)
@@ -76,7 +76,7 @@ def ridge(folder: Path, *, rows: int, test: int) -> dict[str, Any]:
 
 
 def ridge_in_memory(folder: Path, *, rows: int, test: int, alpha: float) -> dict[str, Any]:
-    """scikit-learn's: one penalty, of rows in memory; loading them is not in the seconds."""
+    """Fit scikit-learn's ridge with one penalty to rows in memory; loading is not timed."""
     from sklearn.linear_model import RidgeClassifier
 
     X, y = opened(folder, 0, rows)
@@ -94,7 +94,7 @@ def ridge_in_memory(folder: Path, *, rows: int, test: int, alpha: float) -> dict
 
 
 def large(folder: Path, *, head: str, rows: int, test: int) -> dict[str, Any]:
-    """A head fitted to many rows on the disk, and its predictions of test rows."""
+    """Fit a head to many rows on disk, and predict test rows."""
     from sklearn.base import clone
 
     from pipeline.streaming.knn import StreamingKNeighborsClassifier
@@ -118,7 +118,7 @@ def large(folder: Path, *, head: str, rows: int, test: int) -> dict[str, Any]:
 
 
 def path(folder: Path, *, rows: int, values: int, in_memory: bool) -> dict[str, Any]:
-    """A sweep of C, and each C by itself: seconds, and passes over the rows."""
+    """Run a sweep of C, and each C separately; return seconds and passes over the rows."""
     from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression
 
@@ -189,7 +189,7 @@ def count_passes() -> Callable[[], int]:
 
 
 def knn(folder: Path, *, rows: int, queries: int, metric: str, in_memory: bool) -> dict[str, Any]:
-    """The 10 nearest rows of each query."""
+    """Find the 10 nearest rows of each query."""
     from pipeline.streaming.exact_search import nearest
 
     X, _ = opened(folder, 0, rows)
@@ -206,14 +206,14 @@ def knn(folder: Path, *, rows: int, queries: int, metric: str, in_memory: bool) 
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """The seconds of one call, and what it gave."""
+    """Return the seconds of a call, and its result."""
     start = time.perf_counter()
     found = run()
     return time.perf_counter() - start, found
 
 
 def resident(name: str) -> float:
-    """VmRSS or VmHWM of this process, in MiB; 0 where there is no /proc."""
+    """Return VmRSS or VmHWM of this process, in MiB; 0 without /proc."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Heads that need not have their rows in memory, against scikit-learn's that do: `python benchmarks/heads.py`.
+"""Heads that stream rows from disk, against scikit-learn's with rows in memory: `python benchmarks/heads.py`.
 
 Every fit runs in a process of its own, whose peak of resident memory is told; those that are compared run in turn, and
 ratios are of medians. The features are made up, as of a network: positive, correlated, float16, written by the
@@ -25,7 +25,7 @@ TEST = 10_000
 
 
 def run(job: str, folder: Path, **given: Any) -> dict[str, Any]:
-    """A job in a process of its own."""
+    """Run a job in a separate process; return its results."""
     command = [sys.executable, str(JOBS), job, str(folder)]
     command += [f"{name}={json.dumps(value)}" for name, value in given.items()]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -34,20 +34,23 @@ def run(job: str, folder: Path, **given: Any) -> dict[str, Any]:
 
 
 def row(*cells: Any) -> None:
-    """A line of a table."""
+    """Print a line of a table."""
     print(
         "| " + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |", flush=True
     )
 
 
 def head(*names: str) -> None:
-    """The head of a table."""
+    """Print the head of a table."""
     row(*names)
     print("|" + "---|" * len(names))
 
 
 def ridge(folder: Path, *, rows: int, width: int, classes: int, repeats: int) -> None:
-    """20 penalties from the store against one in memory. Wanted: 1.5 of the time, 0.3 of the memory, 99.99 % alike."""
+    """Compare 20 penalties from the store with one in memory.
+
+    Wanted: 1.5 of the time, 0.3 of the memory, 99.99 % equal predictions.
+    """
     print(f"\n## Ridge: {rows:,} x {width:,} float16 from the store, {classes} classes\n")
     test = min(TEST, rows)
     write(folder, rows + test, width, classes)
@@ -65,7 +68,7 @@ def ridge(folder: Path, *, rows: int, width: int, classes: int, repeats: int) ->
 
 
 def large(folder: Path, *, rows: int, width: int, classes: int) -> None:
-    """Many rows on the disk, and twice as many. Wanted: a peak under 2 GB, and at 2x the rows within 5 %."""
+    """Fit to many rows on disk, and to twice as many. Wanted: a peak under 2 GB, and at 2x the rows within 5 %."""
     print(f"\n## Rows on the disk: {rows:,} and {2 * rows:,} x {width:,} float16, {classes} classes\n")
     test = min(1000, rows)
     write(folder, 2 * rows + test, width, classes)
@@ -80,7 +83,7 @@ def large(folder: Path, *, rows: int, width: int, classes: int) -> None:
 
 
 def sweep(folder: Path, *, rows: int, width: int, classes: int, values: int) -> None:
-    """All values of C against the median of one. Wanted: at most 10."""
+    """Compare a sweep of all values of C with the median of one value. Wanted: at most 10."""
     print(f"\n## {values} values of C, 1e-6 to 1e5: {rows:,} x {width:,}, {classes} classes\n")
     write(folder, rows, width, classes)
     head("head", "passes", "median of one", "ratio", "each by itself", "sweep, s", "median of one, s", "ratio")
@@ -92,7 +95,7 @@ def sweep(folder: Path, *, rows: int, width: int, classes: int, values: int) -> 
 
 
 def neighbors(folder: Path, *, rows: int, width: int, queries: int, repeats: int) -> None:
-    """10 neighbours of each query. Wanted: no slower than brute force in memory, 1.5 times as fast as a goal."""
+    """Find 10 neighbours of each query. Wanted: no slower than brute force in memory, 1.5 times as fast as a goal."""
     print(f"\n## 10 neighbours of {queries:,} queries among {rows:,} x {width:,}\n")
     write(folder, rows + queries, width, 100)
     head("metric", "icecore, s", "scikit-learn in memory, s", "times as fast", "peak MiB", "theirs", "alike")

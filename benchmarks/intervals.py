@@ -30,7 +30,7 @@ TIMED = 5  # resamples of scikit-learn's way
 
 
 def made_up(kind: Kind, rows: int, random: np.random.Generator) -> Predictions:
-    """Random predictions of a kind of task."""
+    """Return random predictions of a kind of task."""
     keys, splits = np.arange(rows).astype(str).astype(object), np.full(rows, "test", dtype=object)
     scores = random.uniform(size=(rows, len(CLASSES)))
     if kind == "regression":
@@ -45,7 +45,7 @@ def made_up(kind: Kind, rows: int, random: np.random.Generator) -> Predictions:
 
 
 def scikit_learn(metric: str, one: Predictions) -> tuple[np.ndarray, np.ndarray, Callable[..., Any]]:
-    """Two arrays and the function that makes the metric of them."""
+    """Return two arrays and the function that computes the metric from them."""
     if metric == "r2":
         return one.targets, one.predicted, r2_score
     if metric == "map":

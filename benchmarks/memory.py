@@ -1,4 +1,4 @@
-"""Memory over time of an extraction, and that it does not grow with the number of samples.
+"""Measure the memory of extractions over time, for different numbers of samples.
 
 Run through `python benchmarks/extract.py --memory [FOLDER]`. Each extraction runs in a process of its own, whose
 resident memory is looked at twice a second: all of it, and what is its own without the pages of files that it maps,
@@ -38,7 +38,7 @@ extract(CONFIG, backbone=root / "net", manifests=root / "manifests", out=root / 
 
 
 def write(results: Path, counts: list[int], *, folder: Path | None) -> None:
-    """Measure extractions of so many tiny images each; write memory.json and memory.png, and print the peaks."""
+    """Measure extractions of growing numbers of tiny images; write memory.json and memory.png, print the peaks."""
     runs = [measure(count, folder=folder) for count in counts]
     first = runs[0]
     print("| images | seconds | peak MiB | against the first | without files | against the first |")
@@ -54,7 +54,7 @@ def write(results: Path, counts: list[int], *, folder: Path | None) -> None:
 
 
 def measure(count: int, *, folder: Path | None) -> dict[str, Any]:
-    """One extraction: its time, its peaks, what it had after its imports, and traces: MiB, every `INTERVAL`."""
+    """Measure an extraction; return its time, peaks, memory after the imports, and traces in MiB, every `INTERVAL`."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root = Path(name)
         pictures.tiny(root / "net")
@@ -86,7 +86,7 @@ def measure(count: int, *, folder: Path | None) -> dict[str, Any]:
 
 
 def resident(process: int, which: str) -> int:
-    """Bytes that a process has in memory: now (VmRSS), at most so far (VmHWM), now without files (RssAnon). Linux only.
+    """Return the bytes of a process in memory on Linux: now (VmRSS), at most so far (VmHWM), without files (RssAnon).
 
     0 when it has ended.
     """
@@ -98,7 +98,7 @@ def resident(process: int, which: str) -> int:
 
 
 def draw(path: Path, runs: list[dict[str, Any]]) -> None:
-    """The curves, over the share of each run's time."""
+    """Draw the curves, over the share of each run's time."""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for run in runs:

@@ -22,7 +22,7 @@ STAGES = ("fit", *pairs_of_training.AXES)
 
 
 def main() -> int:
-    """Run all cells; return 1 where one failed."""
+    """Run all cells; return 1 if a cell failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", default=STAGES, help=f"of {', '.join(STAGES)} (all)")
     parser.add_argument("--order", type=int, help="allpairspy's `n` (3 of fit, 2 of the others)")
@@ -40,21 +40,21 @@ def main() -> int:
 
 
 def fitted(root: Path, order: int) -> Iterator[tuple[Sequence[Any], Any]]:
-    """Yield the values of each cell of `fit`, and what became of it."""
+    """Yield the values of each cell of `fit`, and its outcome."""
     places = pairs_of_settings.make_places(root)
     for cell in pairs_of_settings.cells(order):
         yield cell, pairs_of_settings.run(cell, places[cell.kind])
 
 
 def trained(stage: str, root: Path, order: int) -> Iterator[tuple[Sequence[Any], Any]]:
-    """Yield the values of each cell of `finetune` or `distill`, and what became of it."""
+    """Yield the values of each cell of `finetune` or `distill`, and its outcome."""
     place = pairs_of_training.Place(root / "world")
     for number, cell in enumerate(pairs_of_training.cells(stage, order)):
         yield list(cell.values()), place.run(stage, cell, root / str(number))
 
 
 def table(stage: str, axes: Sequence[str], outcomes: Iterable[tuple[Sequence[Any], Any]]) -> int:
-    """Print a row of each cell and the counts; return how many failed."""
+    """Print a row per cell and the counts; return the number of failed cells."""
     states: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     worst = 0.0

@@ -21,7 +21,7 @@ BEFORE_LAST = {"mobilenet_v2": "classifier.0", "resnet50": "avgpool"}
 
 
 def extract(given: argparse.Namespace, paths: list[Path]) -> np.ndarray:
-    """The vectors before the last layer, float32 (images, width)."""
+    """Return the inputs of the last layer, float32 (images, width)."""
     extractor = get_extractor(
         model_name=given.model, source="torchvision", device="cpu", pretrained=False, model_path=str(given.weights)
     )
@@ -47,7 +47,7 @@ def extract(given: argparse.Namespace, paths: list[Path]) -> np.ndarray:
 
 
 def main() -> None:
-    """Extract all, then the first batch by itself; print the time of both."""
+    """Extract all images, then only the first batch; print both times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=BEFORE_LAST, required=True)
     parser.add_argument("--weights", type=Path, required=True)

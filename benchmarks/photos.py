@@ -1,4 +1,4 @@
-"""Fine-tuning on photos: MobileNetV2, all of it and from two cuts, against the linear probe on its last features.
+"""Fine-tuning on photos: the whole MobileNetV2 and two parts of it, against the linear probe on its last features.
 
     ICECORE_ASSETS=… python benchmarks/photos.py
     ICECORE_ASSETS=… python benchmarks/photos.py --domains amazon webcam caltech
@@ -48,7 +48,7 @@ PUBLISHED: dict[str, Any] = {
 
 
 def probe(place: Place) -> tuple[float, float, str, float]:
-    """Accuracy on validation and test rows of a logistic regression on the last features, its setting, and its C."""
+    """Return validation and test accuracy of a logistic regression on the last features, its setting, and its C."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -66,13 +66,13 @@ def probe(place: Place) -> tuple[float, float, str, float]:
 
 
 def tune(place: Place, **settings: Any) -> tuple[float, float, str]:
-    """The same of a network that is trained, by its learning rate."""
+    """Return validation and test accuracy of a fine-tuned network for each learning rate."""
     found = [trained(place, learning_rate=rate, label_smoothing=0.1, **settings) for rate in RATES]
     return max(found, key=lambda one: one[0])
 
 
 def trained(place: Place, **settings: Any) -> tuple[float, float, str]:
-    """The same of a network that is trained once."""
+    """Return validation and test accuracy of a network that is fine-tuned once."""
     fit = place.fit(monitor="accuracy", **settings)
     assert fit.one.validation is not None, "the task has validation rows"
     kept = evaluate(fit.one.module, fit.one.validation, fit.one.context)["validation_accuracy"]

@@ -1,4 +1,4 @@
-"""Images and networks that the benchmarks of extraction run on: photos on disk, drawn ones, a network of a few weights.
+"""The images and networks of the extraction benchmarks: photos on disk, synthetic images, a tiny network.
 
 caltech    photos of 118 to 2,016 px, 80 of each of ten classes       $ICECORE_ASSETS/images/office_caltech10.tar
 amazon     933 photos of the same classes, 300 × 300 px, from a shop  the same
@@ -39,13 +39,13 @@ SIDE = 8  # of the smallest images, px
 
 
 def assets() -> Path | None:
-    """The folder of real photos and weights, where there is one."""
+    """Return the folder of real photos and weights; None if there is none."""
     folder = os.environ.get("ICECORE_ASSETS")
     return Path(folder) if folder else None
 
 
 def data_sets() -> list[str]:
-    """The data sets of extraction that can be had here."""
+    """Return the data sets of extraction that this machine has."""
     return ["caltech", "cifar10"] if assets() else ["drawn"]
 
 
@@ -88,7 +88,7 @@ def draw(
 
 
 def weights_of(model: str, folder: Path) -> Path:
-    """A state dict of a torchvision model on disk: real for those of `WEIGHTS` where it is there, else random ones."""
+    """Return the file of a model's state dict: real weights if `WEIGHTS` has them, otherwise random ones."""
     own = assets()
     if model in WEIGHTS and own is not None and (own / WEIGHTS[model]).is_file():
         return own / WEIGHTS[model]
@@ -99,7 +99,7 @@ def weights_of(model: str, folder: Path) -> Path:
 
 
 def backbone_of(model: str, folder: Path) -> tuple[Path, Path]:
-    """A frozen torchvision model with the preprocessing of its first ImageNet weights, and its weights file."""
+    """Freeze a torchvision model with the preprocessing of its first ImageNet weights; also return its weights file."""
     file, frozen = weights_of(model, folder), folder / "backbones" / model
     settings = {"source": "torchvision", "model": model, "weights": "IMAGENET1K_V1"}
     freeze(Torchvision(**settings, file=file, sha256=sha256_file(file)), frozen, pretrained=folder)
@@ -107,7 +107,7 @@ def backbone_of(model: str, folder: Path) -> tuple[Path, Path]:
 
 
 def tiny(folder: Path) -> Path:
-    """A frozen network that takes no time: three blocks of eight channels on 8 × 8 px, random weights."""
+    """Freeze a tiny network: three blocks of eight channels on 8 × 8 px, random weights."""
     torch.manual_seed(0)
     widths = (8, 8, 8)
     serialization.write(
@@ -121,12 +121,12 @@ def tiny(folder: Path) -> Path:
 
 
 def labels(paths: list[str]) -> list[str]:
-    """The class of each image: its folder."""
+    """Return the class of each image: its folder."""
     return [Path(path).parent.name for path in paths]
 
 
 def by_class(names: list[str], share: float) -> np.ndarray:
-    """Which images train: the first `share` of each class, bool (images,)."""
+    """Return which images are training images: the first `share` of each class, bool (images,)."""
     places = defaultdict(list)
     for place, name in enumerate(names):
         places[name].append(place)

@@ -1,4 +1,4 @@
-"""What a user writes in thirty lines: a DataLoader, torchvision's transforms, an eager network. Prints JSON.
+"""The code that a user writes in thirty lines: a DataLoader, torchvision's transforms, an eager network. Prints JSON.
 
 Run by benchmarks/extract.py and benchmarks/start.py, in a process of its own. Imports nothing of icecore.
 """
@@ -35,7 +35,7 @@ class Photos(Dataset):
 
 
 def extract(given: argparse.Namespace, paths: list[str]) -> np.ndarray:
-    """The vectors before the last layer, float32 (images, width)."""
+    """Return the inputs of the last layer, float32 (images, width)."""
     weights = models.get_model_weights(given.model)["IMAGENET1K_V1"]
     network = models.get_model(given.model, weights=None)
     state = torch.load(given.weights, weights_only=True)
@@ -52,7 +52,7 @@ def extract(given: argparse.Namespace, paths: list[str]) -> np.ndarray:
 
 
 def main() -> None:
-    """Extract all, then the first batch by itself; print the time of both."""
+    """Extract all images, then only the first batch; print both times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=LAST, required=True)
     parser.add_argument("--weights", type=Path, required=True)

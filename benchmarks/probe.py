@@ -1,4 +1,4 @@
-"""A linear probe: how well a logistic regression on some features tells the classes apart."""
+"""A linear probe: the accuracy of a logistic regression on features."""
 
 import warnings
 
@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 
 def accuracy(features: np.ndarray, paths: list[str]) -> float:
-    """The share of the last quarter of each class that is right, after a fit on the rest (of 80: 60 and 20).
+    """Return the accuracy on the last quarter of each class, after a fit on the rest (of 80: 60 and 20).
 
     `features`: (images, width), in the order of `paths`, whose folders are the classes.
     """

@@ -1,4 +1,4 @@
-"""Runs that find nothing new, or little: how much of a first extraction they take, beyond start-up."""
+"""Time extractions with no or few new images, relative to a first extraction, without start-up."""
 
 import tempfile
 import time
@@ -31,7 +31,7 @@ class Job:
         prepare(PrepareConfig(root=self.root / "tiny", check="header"), ManifestPaths(self.root / "manifests", "tiny"))
 
     def seconds(self) -> float:
-        """The time of an extraction."""
+        """Return the seconds of an extraction."""
         start = time.perf_counter()
         extract(
             CONFIG,
@@ -44,7 +44,7 @@ class Job:
 
 
 def rows(count: int, *, folder: Path | None) -> Iterator[tuple[str, str]]:
-    """Seconds of a first run, one with nothing new, and one with 1 % more; start-up is the same over one image."""
+    """Return the seconds of a first run, of a run without new images, and of a run with 1 % more, less start-up."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root = Path(name)
         backbone = pictures.tiny(root / "net")

@@ -1,4 +1,4 @@
-"""Whether fine-tuning does on a real network what it should: ResNet-20 on lossless images of CIFAR-10.
+"""Check fine-tuning on a real network: ResNet-20 on lossless images of CIFAR-10.
 
 The weights were trained on these very images, so as they are they know nearly all of them. With a new classifier,
 fitted to a few of the images before anything else is trained (LP-FT, Kumar et al. 2022), the network should still
@@ -20,7 +20,7 @@ RATE, SCRATCH_RATE = 0.0005, 0.003
 
 
 def of_cifar(root: Path, **sizes: int) -> Place:
-    """Lossless images, ResNet-20 with its weights, and a task with so many rows per class in each split.
+    """Prepare lossless images, ResNet-20 with its weights, and a task with a number of rows per class in each split.
 
     `tuned.write_task` writes another task on the same images.
     """
@@ -29,7 +29,7 @@ def of_cifar(root: Path, **sizes: int) -> Place:
 
 
 def as_it_is(place: Place) -> float:
-    """Accuracy on test rows of the network with the classifier that it came with."""
+    """Return the test accuracy of the network with its own classifier."""
     run, one = place.begin(input="pixels")
     assert isinstance(run.inputs, FromPixels), "pixels are read"
     rows = run.task.rows("test")
@@ -38,7 +38,7 @@ def as_it_is(place: Place) -> float:
 
 
 def fine_tuned(place: Place, *, epochs: int, start: str = PROBE, batch: int = 16) -> dict[str, float]:
-    """Accuracy on test rows, all of the network trained, and what comes after the cut, with a new classifier.
+    """Return the test accuracy with a new classifier, of the whole network trained, and of the part after the tap.
 
     `start`: PROBE, or backbone: a random classifier.
     """
@@ -53,7 +53,7 @@ def fine_tuned(place: Place, *, epochs: int, start: str = PROBE, batch: int = 16
 
 
 def from_scratch(place: Place, *, epochs: int, batch: int = 16) -> float:
-    """Accuracy on test rows with new weights."""
+    """Return the test accuracy of training from random weights."""
     return place.fit(
         start="scratch",
         input="pixels",
@@ -69,7 +69,7 @@ def from_scratch(place: Place, *, epochs: int, batch: int = 16) -> float:
 
 
 def lines(root: Path, *, labels: int, scratch: int, test: int, epochs: int) -> list[str]:
-    """All of it, as rows of a table; `labels`, `scratch`, `test`: images per class."""
+    """Return all results as rows of a table; `labels`, `scratch`, `test`: images per class."""
     place = of_cifar(root, train=scratch, test=test)
     drawn = from_scratch(place, epochs=epochs)
     write_task(place.paths, {"train": labels, "test": test})

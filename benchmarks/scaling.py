@@ -1,4 +1,4 @@
-"""What more workers do not shrink: the scheduler, a shard's own cost, what the main process does for all rows.
+"""Measure costs that more workers do not reduce: the scheduler, the fixed cost of a shard, the main process.
 
     python benchmarks/scaling.py                       tasks a second, a unit's own time, 10^5 and 10^6 rows
     python benchmarks/scaling.py --rows 10000000       the last for 10^7 rows: some minutes, 3 GB of memory
@@ -61,13 +61,13 @@ BLOCK = 100_000
 
 
 def nothing(folder: str, number: int) -> TaskResult:
-    """A unit that is made at once."""
+    """Return at once, as a unit without work."""
     del folder
     return TaskResult(number, UnitResult([], {}), Timings(), [])
 
 
 def tasks(count: int) -> Iterator[tuple[str, str]]:
-    """Units that do nothing: handed out as pipeline/extract/dask_run.py does, then all at once."""
+    """Time units without work: assigned as in pipeline/extract/dask_run.py, then all at once."""
     begin = time.perf_counter()
     with dask_run.open_client(RunConfig(workers=2), gpus=0) as client:
         yield "two workers started", f"{time.perf_counter() - begin:.1f} s"
@@ -80,7 +80,7 @@ def tasks(count: int) -> Iterator[tuple[str, str]]:
 
 
 def hand_out(client: Any, count: int, *, ahead: int = 1) -> None:
-    """Give tasks to workers, so many at a time, and take what they made."""
+    """Give tasks to workers, a number at a time, and take the results."""
     from distributed import as_completed
 
     waiting = (client.submit(nothing, "folder", number, pure=False) for number in range(count))
@@ -95,7 +95,7 @@ def hand_out(client: Any, count: int, *, ahead: int = 1) -> None:
 
 
 def units(count: int, taps: int, folder: Path) -> Iterator[tuple[str, str]]:
-    """As many units of one row as there are images, and one unit of all; the same rows in two caches."""
+    """Time one unit per image against one unit of all images; the same rows in two caches."""
     config = CONFIG.model_copy(
         update={
             "datasets": ("tiny",),
@@ -127,7 +127,7 @@ def units(count: int, taps: int, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def write_manifest(folder: Path, count: int) -> Path:
-    """The list of files of a data set of random keys; returns the file."""
+    """Write the manifest of a data set of random keys; return the file."""
     random, path = np.random.default_rng(0), ManifestPaths(folder / "manifests", "many").files
     path.parent.mkdir(parents=True)
     with pq.ParquetWriter(path, FILES_SCHEMA) as file:
@@ -153,7 +153,7 @@ class Steps:
 
     @contextlib.contextmanager
     def step(self, name: str, rows: int, **more: int) -> Iterator[dict[str, Any]]:
-        """Time a block, and see what it adds to the process's memory while it runs, and what stays."""
+        """Measure the time of a block, its peak of memory, and the memory that stays."""
         pa.default_memory_pool().release_unused()
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before, begin = resident(os.getpid(), "VmRSS"), time.perf_counter()
@@ -167,7 +167,7 @@ class Steps:
 
 
 def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
-    """All steps of the main process over so many rows; run in a process of its own. Bytes are those a row."""
+    """Measure all steps of the main process for a number of rows. Bytes are per row."""
     steps, cache_root = Steps(), folder / "cache"
     backbone = folder / "net"
     spec = serialization.read_spec(backbone)
@@ -204,7 +204,7 @@ def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def in_a_child(count: int, folder: Path | None) -> None:
-    """Print the table of the steps over so many rows."""
+    """Print the table of the steps for a number of rows."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root = Path(name)
         pictures.tiny(root / "net")

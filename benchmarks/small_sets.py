@@ -137,7 +137,7 @@ class Project:
         return paths.predictions
 
     def teach(self) -> None:
-        """Store what the probe of the teacher's network says of all samples."""
+        """Store the logits of the probe of the teacher's network for all samples."""
         config = {"run": TEACHER, "backbone": TEACHER, "datasets": ["data"], "input": "last"}
         paths = TeachPaths(
             run=self.root / "models" / TEACHER,
@@ -169,13 +169,13 @@ class Project:
         return paths.predictions
 
     def chosen(self) -> str:
-        """Return the learning rate of the last run that was trained, and the epoch that it kept; 0 is its start."""
+        """Return the learning rate of the last training run, and the epoch of its saved weights; 0 is its start."""
         made = read_json(self.root / "models" / "run" / "model.json")
         return f"{made['settings']['learning_rate']:.1g}: {made['fits'][0]['kept']['epoch'] + 1:.0f}"
 
 
 def measured(predictions: Path) -> tuple[float, float]:
-    """Accuracy in %, and mean log loss, on the test rows of a run."""
+    """Return accuracy in %, and mean log loss, on the test rows of a run."""
     file = PredictionsFile.open(predictions)
     (one,) = list(file)
     test = one.splits == "test"
@@ -184,7 +184,7 @@ def measured(predictions: Path) -> tuple[float, float]:
 
 
 def row(project: Project, network: str, way: str, start: str, *, known: int, seeds: range, epochs: int) -> str:
-    """Return a line of the table: the probe, and what was trained."""
+    """Return a line of the table: the probe, and the trained networks."""
     probe, trained, chosen = [], [], []
     for seed in seeds:
         project.split(known, seed)

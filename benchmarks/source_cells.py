@@ -83,7 +83,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Source:
-    """What `--data` and `--image` are for images that lie somewhere."""
+    """The values of `--data` and `--image` for a source of images."""
 
     data: str
     image: str | None = None
@@ -121,7 +121,7 @@ class Bench:
         return engine
 
     def extract(self, cell: Cell) -> tuple[Rows, str]:
-        """Extract into a cache that has exported graphs alone; return keys, rows and the engine."""
+        """Extract into a cache with exported graphs only; return keys, rows and the engine."""
         source = self.sources[cell.source]
         run: dict[str, Any] = {"decode": cell.decode}
         if cell.who == "workers":
@@ -161,7 +161,7 @@ class Bench:
 
 
 def through(values: np.ndarray, stored: Stored) -> np.ndarray:
-    """Return what a shard gives back of float32 rows (n, channels, ...)."""
+    """Return float32 rows (n, channels, ...) after storage in a shard."""
     if stored != "int8":
         return decode(encode(values, stored).values, stored)
     scale = int8_scale(largest_magnitudes(values))
@@ -268,7 +268,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def add_oddities(photos: Path) -> None:
-    """Put a copy of one image and one that is damaged behind its header into the first class of a folder."""
+    """Add a copy of an image, and an image that is damaged behind its header, to the first class of a folder."""
     first = min(path for path in photos.rglob("*") if path.is_file())
     data = first.read_bytes()
     first.with_name(f"copy{first.suffix}").write_bytes(data)
@@ -279,7 +279,7 @@ def add_oddities(photos: Path) -> None:
 
 
 class _Ranges(SimpleHTTPRequestHandler):
-    """Answers with the part of a file that is asked for, as servers of archives do, and writes no log."""
+    """A server that supports range requests, and writes no log."""
 
     def do_GET(self) -> None:
         """Send a file, or bytes first-last of it."""

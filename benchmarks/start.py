@@ -1,4 +1,4 @@
-"""Whole processes over few images, from the shell's point of view: python benchmarks/start.py.
+"""Time whole processes over few images: python benchmarks/start.py.
 
     python benchmarks/start.py                     plain lines and icecore, two networks, 100 and 800 photos
     python benchmarks/start.py --peers PYTHON      thingsvision too, with the Python of its environment
@@ -36,7 +36,7 @@ REMEMBERED = ("engines", "onnx", "openvino")
 
 
 def seconds_of(command: Sequence[object], environment: Mapping[str, str]) -> float:
-    """Run a command; return how long its process took."""
+    """Run a command; return the seconds of its process."""
     start = time.perf_counter()
     done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -45,7 +45,7 @@ def seconds_of(command: Sequence[object], environment: Mapping[str, str]) -> flo
 
 
 def emptied(cache: Path) -> None:
-    """Take the features out of a cache."""
+    """Remove the features from a cache."""
     for path in cache.iterdir():
         if path.name not in REMEMBERED:
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""The feature store against plain files and what users have: `python benchmarks/store.py`.
+"""The feature store against plain files and other formats: `python benchmarks/store.py`.
 
 Every line is a ratio of times measured in turn in this run, the median of several: 2.0 means twice as fast as the
 yardstick. Lines that say seconds, MB or GB/s are no ratios. Reads are from the page cache, so they compare the work of
@@ -51,32 +51,32 @@ Timed = Callable[[], object]
 
 
 def paired(ours: Timed, theirs: Timed, *, runs: int = 5) -> float:
-    """Median over runs of the yardstick's time by ours, the two timed in turn after one run of each unmeasured."""
+    """Return the median ratio of the yardstick's time to ours, timed in turn after a warm-up of each."""
     ours(), theirs()
     return float(np.median([seconds(theirs) / seconds(ours) for _ in range(runs)]))
 
 
 def seconds(run: Timed) -> float:
-    """The time of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def rate(rows: np.ndarray, run: Timed, *, runs: int = 3) -> float:
-    """Gigabytes of rows a second that something gets through, the median of some runs after one unmeasured."""
+    """Return the gigabytes of rows per second of a call, the median of some runs after a warm-up."""
     run()
     return rows.nbytes / 1e9 / float(np.median([seconds(run) for _ in range(runs)]))
 
 
 def compress(blocks: Sequence[memoryview]) -> None:
-    """Compress blocks as a shard of maps does, and keep nothing."""
+    """Compress blocks as in a shard of maps, without storing them."""
     for _ in parallel_map(lambda block: len(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(block)), blocks):
         pass
 
 
 def save(path: Path, rows: np.ndarray) -> None:
-    """`np.save` and fsync."""
+    """Write rows with `np.save` and fsync."""
     with path.open("wb") as file:
         np.save(file, rows)
         file.flush()
@@ -95,13 +95,13 @@ def build(folder: Path, rows: np.ndarray, keys: np.ndarray, *, shard_rows: int) 
 
 
 def passes(features: Features) -> None:
-    """One sequential pass, shard by shard."""
+    """Read all rows in a sequential pass, shard by shard."""
     for number, record in enumerate(features.index.shards):
         features._shard(number).read(0, record.rows)
 
 
 def dense(root: Path, rows: int) -> Iterator[tuple[str, str, float]]:
-    """Vectors of 2,048."""
+    """Measure vectors of 2,048 values."""
     random = np.random.default_rng(0)
     x = random.standard_normal((rows, 2048), dtype=np.float32).astype(np.float16)
     keys = np.sort(np.frombuffer(random.bytes(16 * rows), key_arrays.DTYPE))
@@ -158,7 +158,7 @@ def dense(root: Path, rows: int) -> Iterator[tuple[str, str, float]]:
 
 
 def linking(root: Path, shards: int, rows: int) -> Iterator[tuple[str, str, float]]:
-    """A cached column into a folder of features, as an extraction does that has nothing to compute."""
+    """Time linking a cache entry into a folder of features, as an extraction with nothing to compute does."""
     random = np.random.default_rng(0)
     column = cache.column(root / "cache", {"node": "x", "dtype": "float16"})
     keys = np.sort(np.frombuffer(random.bytes(16 * shards * rows), key_arrays.DTYPE))
@@ -174,7 +174,7 @@ def linking(root: Path, shards: int, rows: int) -> Iterator[tuple[str, str, floa
 
 
 def maps(root: Path, rows: int) -> Iterator[tuple[str, str, float]]:
-    """Maps of 64x56x56 with 60 % zeros."""
+    """Measure maps of 64x56x56 with 60 % zeros."""
     random = np.random.default_rng(0)
     x = np.maximum(random.standard_normal((rows, 64, 56, 56), dtype=np.float32) - 0.2533, 0).astype(np.float16)
     keys = np.sort(np.frombuffer(random.bytes(16 * rows), key_arrays.DTYPE))
@@ -198,7 +198,7 @@ def maps(root: Path, rows: int) -> Iterator[tuple[str, str, float]]:
 
 
 def large(root: Path, keys: int) -> Iterator[tuple[str, str, float]]:
-    """A store of 1,000 shards and many keys: seconds and megabytes, not ratios."""
+    """Measure a store of 1,000 shards and many keys, in seconds and megabytes."""
     random = np.random.default_rng(0)
     every = np.sort(np.frombuffer(random.bytes(16 * keys), key_arrays.DTYPE))
     layout = Layout("0" * 64, "float16", (1,))

@@ -1,4 +1,4 @@
-"""Teachers and a student on a data set, prepared, and a student's run: benchmarks/distill.py says what is measured.
+"""Prepare teachers and a student on a data set, and run the student: benchmarks/distill.py says what is measured.
 
 A `School` is a folder with a task, manifests, networks below `backbones/`, runs below `models/` and teachers below
 `teachers/`, as a project has them; the student is the backbone `student`.
@@ -51,7 +51,7 @@ FACTORIES = {
 
 @dataclass
 class Learned:
-    """A student that was trained: when each step ended, and what it says of test rows with the weights of two epochs.
+    """A trained student: the end times of its steps, and its predictions of test rows with the weights of two epochs.
 
     last, best, truth: numbers of classes, int64 (rows,).
     """
@@ -63,7 +63,7 @@ class Learned:
     truth: np.ndarray
 
     def accuracy(self, predicted: np.ndarray) -> float:
-        """Of what is predicted of test rows."""
+        """Return the accuracy of predictions of test rows."""
         return float(np.mean(predicted == self.truth))
 
 
@@ -77,12 +77,12 @@ class School:
 
     @property
     def place(self) -> Place:
-        """The same folders as those of a fine-tuning run."""
+        """Return the folders of a fine-tuning run."""
         return Place(self.root)
 
     @property
     def paths(self) -> Paths:
-        """What a student's run is told."""
+        """Return the paths of a student's run."""
         root = self.root
         return Paths(
             tasks=root,
@@ -99,7 +99,7 @@ class School:
         )
 
     def teach(self, **settings: Any) -> float:
-        """Store a teacher's scores of all samples, under one name; seconds it took."""
+        """Store a teacher's logits of all samples; return the seconds."""
         config = TeachConfig(run=self.run, backbone=TEACHER, datasets=self.datasets, engine="torch", **settings)
         paths = TeachPaths(
             run=None if self.run == BACKBONE else self.paths.models / self.run,
@@ -116,7 +116,7 @@ class School:
     def begin(
         self, *, teacher: str = TEACHER, datasets: Sequence[str] = (), **settings: Any
     ) -> tuple[RunContext, TrainingJob]:
-        """A student that is ready to be trained; `datasets`: whose samples are learned from without labels."""
+        """Set up the training of a student; `datasets`: data sets to learn from without labels."""
         losses = SOFT if teacher == TEACHER else LABELS
         given = {"start": "scratch", "losses": losses, "datasets": tuple(datasets), **settings}
         if given["start"] != "scratch":
@@ -142,7 +142,7 @@ class School:
 
 
 class Watched:
-    """A goal of training that keeps the mean loss of each batch."""
+    """An objective that records the mean loss of each batch."""
 
     def __init__(self, goal: Any) -> None:
         self._goal = goal
@@ -152,21 +152,21 @@ class Watched:
         return getattr(self._goal, name)
 
     def __call__(self, output: Any, targets: Any) -> Tensor:
-        """The loss of each row."""
+        """Return the loss of each row."""
         found: Tensor = self._goal(output, targets)
         self.losses.append(float(found.detach().double().mean()))
         return found
 
 
 def watched(begun: tuple[RunContext, TrainingJob]) -> tuple[tuple[RunContext, TrainingJob], Watched]:
-    """The same run, whose losses are kept."""
+    """Return the run with recorded losses."""
     run, one = begun
     goal = Watched(one.context.objective)
     return (run, replace(one, context=replace(one.context, objective=goal))), goal
 
 
 def predicted(network: nn.Module, run: RunContext, one: TrainingJob) -> np.ndarray:
-    """The number of the class of each test row, int64 (rows,)."""
+    """Return the index of the predicted class of each test row, int64 (rows,)."""
     rows = run.tasks[0].task.rows("test")
     samples = PixelSamples(run.pixels, label_targets(run.tasks, 0, rows), run.tasks[0].keys[rows], seed=0)
     found = [logits.argmax(dim=1).cpu() for logits, _ in predict_logits(network, samples, one.context)]
@@ -174,13 +174,13 @@ def predicted(network: nn.Module, run: RunContext, one: TrainingJob) -> np.ndarr
 
 
 def said(run: RunContext) -> np.ndarray:
-    """What the teacher says of each test row: the number of the class, int64 (rows,)."""
+    """Return the index of the class that the teacher predicts for each test row, int64 (rows,)."""
     first = run.tasks[0]
     return first.logits(first.keys[first.task.rows("test")], None).argmax(axis=1)
 
 
 def name_outputs(folder: Path, classes: Sequence[str]) -> None:
-    """Give the outputs of a backbone the names of classes, as those of a teacher must have."""
+    """Give the outputs of a backbone class names, which a teacher needs."""
     found = serialization.read(folder)
     spec = found.spec
     written = {"architecture": spec.architecture, "origin": spec.origin, "inputs": spec.input}
@@ -188,7 +188,7 @@ def name_outputs(folder: Path, classes: Sequence[str]) -> None:
 
 
 def drawn(model: str, side: int, *, classes: int) -> Module:
-    """Settings of a network with random weights, for images of a side in px."""
+    """Return the settings of a network with random weights, for images of a side in px."""
     factory, argument = FACTORIES[model]
     given = {**cifar_resnet.INPUT, "resize": [side, side]}
     return Module(source="module", factory=factory, arguments={argument: classes}, seed=0, input=given)
@@ -197,7 +197,7 @@ def drawn(model: str, side: int, *, classes: int) -> Module:
 def of_pair(
     root: Path, data: str, teacher: str, student: str, *, images: int, sizes: Mapping[str, int], side: int, real: bool
 ) -> School:
-    """A teacher and a student by their names; `real`: the teacher's weights are read from the assets."""
+    """Prepare a teacher and a student by their names; `real`: read the teacher's weights from the assets."""
     school = School(root)
     tuned.listed(school.place, data, images=images, sizes=sizes)
     classes = school_classes(school)
@@ -212,7 +212,7 @@ def of_pair(
 
 
 def of_digits(root: Path, *, sizes: Mapping[str, int], steps: int, epochs: int) -> School:
-    """Digits, the network of printed characters fine-tuned on the training rows, and a small one of its kind."""
+    """Prepare digits, the network of printed characters fine-tuned on the training rows, and a smaller student."""
     school = School(root, run="tuned")
     tuned.placed(root, "digits", "", images=0, sizes=sizes, steps=steps, size=None)
     config = FinetuneConfig(

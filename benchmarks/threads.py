@@ -1,4 +1,4 @@
-"""One thread against the libraries' own choice for small logistic fits: `python benchmarks/threads.py`.
+"""One thread against the default number of threads for small logistic fits: `python benchmarks/threads.py`.
 
 Prints the ratio of the two, measured in turn in one run, for training sets of growing size.
 """
@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 
 def seconds(X: np.ndarray, y: np.ndarray, threads: int | None) -> float:
-    """The time of one fit."""
+    """Return the seconds of a fit."""
     with threadpool_limits(threads) if threads else nullcontext():
         start = time.perf_counter()
         LogisticRegression(max_iter=200, tol=1e-3).fit(X, y)

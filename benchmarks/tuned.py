@@ -1,4 +1,4 @@
-"""A data set, a network and a task, prepared, and a fine-tuning run on them: benchmarks/finetune.py says what is timed.
+"""Prepare a data set, a network and a task, and fine-tune; benchmarks/finetune.py describes the measurements.
 
 digits     handwritten digits; the network is trained here on printed characters
 cifar10    4,000 lossless images of CIFAR-10 in $ICECORE_ASSETS, at 96 px; of ResNet-20 and ResNet-56 at their 32 px
@@ -50,7 +50,7 @@ FOLDERS = {"cifar10": "lossless"}  # what pictures.py calls them, where that is 
 
 @dataclass
 class Fit:
-    """A training that was run: what it trained, and when each of its steps ended."""
+    """A finished training run: its result, and the end times of its steps."""
 
     run: RunContext
     one: TrainingJob
@@ -58,7 +58,7 @@ class Fit:
     accuracy: float
 
     def epoch(self, epochs: int) -> float:
-        """Seconds of the fastest epoch, from the end of its first step to that of its last, for all of its steps."""
+        """Return the seconds of the fastest epoch, extrapolated from the time between its first and its last step."""
         return fastest(self.ends, epochs)
 
 
@@ -70,7 +70,7 @@ class Place:
 
     @property
     def paths(self) -> Paths:
-        """What a run is told."""
+        """Return the paths of a run."""
         root = self.root
         return Paths(
             task=root / "task.parquet",
@@ -85,7 +85,7 @@ class Place:
         )
 
     def extract(self, nodes: Iterable[str], *, views: Mapping[str, Any] | None = None) -> float:
-        """Store whole rows of some nodes, float32; seconds it took."""
+        """Store unpooled rows of some nodes, float32; return the seconds."""
         taps = {named(node): TapSpec(node=node, dtype="float32") for node in nodes}
         config = ExtractConfig(datasets=("data",), taps=taps, engine="torch", views=views)
         where = {"backbone": self.paths.backbone, "manifests": self.paths.manifests, "out": self.paths.features}
@@ -94,7 +94,7 @@ class Place:
         return time.perf_counter() - start
 
     def probe(self, name: str, tap: str, **params: Any) -> None:
-        """A run of a logistic head on a tap, from which others may start."""
+        """Fit a logistic head on a tap, from which other runs may start."""
         fit_heads(
             FitConfig(task="task", backbone="net", inputs=(tap,), params=params, refit=False),
             task=self.paths.task,
@@ -104,7 +104,7 @@ class Place:
         )
 
     def begin(self, *, start: str = "backbone", **settings: Any) -> tuple[RunContext, TrainingJob]:
-        """A run that is ready to be trained; `start`: also a name of `probe`; a new classifier is random by default."""
+        """Set up a training run; `start`: also the name of a `probe`; by default a new classifier is random."""
         settings = {"classifier": {"init": "random"}} | settings if start == BACKBONE else settings
         config = FinetuneConfig(**{"task": "task", "backbone": "net", "start": start, "input": "pixels", **settings})
         paths = self.paths if start in FROM_BACKBONE else replace(self.paths, start=self.root / "models" / start)
@@ -125,7 +125,7 @@ class Place:
 
 
 def timed(one: TrainingJob, folder: Path, *, samples: Samples | None = None) -> list[float]:
-    """Train, on `samples` instead where they are given; when each step ended."""
+    """Train, on `samples` if given; return the end times of the steps."""
     ends: list[float] = []
     train(
         one.module,
@@ -140,19 +140,19 @@ def timed(one: TrainingJob, folder: Path, *, samples: Samples | None = None) -> 
 
 
 def fastest(ends: Sequence[float], epochs: int) -> float:
-    """Seconds of the fastest epoch, of when each step ended: of as many steps as it has, without what is between."""
+    """Return the seconds of the fastest epoch, from the end times of the steps, without the time between epochs."""
     steps = len(ends) // epochs
     parts = np.array(ends[: steps * epochs]).reshape(epochs, steps)
     return float((parts[:, -1] - parts[:, 0]).min()) * steps / max(1, steps - 1)
 
 
 def named(node: str) -> str:
-    """The tap of a node."""
+    """Return the name of the tap of a node."""
     return node.replace(".", "-")
 
 
 def prefix_seconds(fit: Fit, node: str, *, epoch: int) -> float:
-    """An epoch of reading pixels and running the frozen part of a network up to a node, and nothing else."""
+    """Time an epoch of reading pixels and running the frozen part of a network up to a node."""
     run, one = fit.run, fit.one
     assert isinstance(run.inputs, FromPixels), "pixels are read"
     start = time.perf_counter()
@@ -164,7 +164,7 @@ def prefix_seconds(fit: Fit, node: str, *, epoch: int) -> float:
 
 
 def reading_seconds(fit: Fit, *, epoch: int) -> float:
-    """An epoch of reading stored rows, and nothing else."""
+    """Time an epoch of reading stored rows."""
     assert isinstance(fit.run.inputs, FromFeatures), "rows are read"
     start = time.perf_counter()
     for _ in fit.one.samples.batches(fit.run.config.batch_size, epoch=epoch):
@@ -175,7 +175,7 @@ def reading_seconds(fit: Fit, *, epoch: int) -> float:
 def placed(
     root: Path, data: str, model: str, *, images: int, sizes: Mapping[str, int], steps: int, size: int | None
 ) -> Place:
-    """Images, a network, and a task with so many rows of each class in each split, in the order of their keys.
+    """Prepare images, a network, and a task with a number of rows per class in each split, in the order of their keys.
 
     `steps`: of the network that is trained here; `size`: of images on their way into a model of torchvision, px.
     """
@@ -213,7 +213,7 @@ def listed(place: Place, data: str, *, images: int, sizes: Mapping[str, int]) ->
 
 
 def frozen_cifar(model: str, folder: Path) -> None:
-    """A ResNet for images of 32 × 32 px as a backbone: with weights where there are assets, else with random ones."""
+    """Freeze a ResNet for images of 32 × 32 px, with real weights if there are assets, otherwise with random ones."""
     given: dict[str, Any] = {"source": "module", "factory": f"cifar_resnet:{model}", "input": cifar_resnet.INPUT}
     own = pictures.assets()
     if own is None:
@@ -231,7 +231,7 @@ def _pretrain(root: Path, backbone: Path, steps: int) -> None:
 
 
 def write_task(paths: Paths, sizes: Mapping[str, int]) -> None:
-    """Rows of each class go to the splits in turn, in the order of their keys; those that are left over nowhere."""
+    """Write a task: assign the rows of each class to the splits in the order of their keys; leave out the rest."""
     table = manifest.read(paths.manifests, "data", ["key", "label"])
     keys, labels = (np.array(table[name].to_pylist()) for name in ("key", "label"))
     order: Sequence[int] = np.argsort(keys).tolist()

@@ -1,4 +1,4 @@
-"""From how many validation rows on they choose as well as folds do: `python benchmarks/validation.py`.
+"""Compare validation rows with folds, for growing numbers of validation rows: `python benchmarks/validation.py`.
 
 CIFAR-10's images and MobileNetV2's last features. For each number of rows that are no test rows, a tenth of them are
 validation rows. C is chosen by these, and by five folds of all rows; both heads then learn from all rows. Prints the
@@ -20,7 +20,7 @@ SHARE = 10  # one of so many rows is a validation row
 
 
 def divided(case: Case, known: int, seed: int) -> np.ndarray:
-    """Split so many rows, a tenth of them for validation, and 1,000 other rows for the test."""
+    """Split a number of rows, a tenth of them for validation, and 1,000 other rows for the test."""
     order = np.random.default_rng(seed).permutation(len(case.targets))
     found = np.full(len(order), "", dtype=object)
     found[order[-1000:]], found[order[:known]] = "test", "train"

@@ -1,4 +1,4 @@
-"""How torch's threads should wait: steps of training with threads that spin or sleep, or one thread alone.
+"""Time training steps with torch threads that wait by spinning or by sleeping, and with one thread.
 
     python benchmarks/waiting.py
 
@@ -25,7 +25,7 @@ ROUNDS = 3
 
 
 def steps() -> dict[str, float]:
-    """The mean seconds of a step of the default run's network (batch of 16) and of MobileNetV2 (8 images of 160 px)."""
+    """Return the mean seconds of a step of the default network (batch of 16) and MobileNetV2 (8 images of 160 px)."""
     small, large = GlyphNet(classes=10, widths=(24, 48, 96)), mobilenet_v2(num_classes=10)
     return {
         "glyphs": _mean(small, torch.rand(16, 32, 32, 1), count=60),
@@ -63,7 +63,7 @@ def measured(beside: str) -> None:
 
 
 def main() -> None:
-    """Both tables."""
+    """Print both tables."""
     if sys.argv[1:] == ["steps"]:
         print(json.dumps(steps()))
         return

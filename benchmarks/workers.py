@@ -32,7 +32,7 @@ TAPS = {"grid": TapSpec(node="features.18", pool="avg3x3")}
 
 
 def rows(given: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    """Images per second of both beyond the first units, and their ratio."""
+    """Return the images per second of both beyond the first units, and their ratio."""
     with tempfile.TemporaryDirectory(dir=given.folder) as name, _workers() as address:
         case = prepared(Path(name), given.data[0], "mobilenet_v2", "float32", given)
         turn = WORKERS * case.batch  # images that every worker makes a unit of: nobody waits at the end
@@ -64,7 +64,7 @@ def rows(given: argparse.Namespace) -> Iterator[tuple[str, float]]:
 
 @contextmanager
 def _workers() -> Iterator[str]:
-    """The address of a scheduler with workers that share this machine's cores."""
+    """Yield the address of a scheduler with workers that share this machine's cores."""
     with dask_run.open_client(RunConfig(workers=WORKERS), gpus=0) as client:
         yield client.scheduler.address
 

@@ -1,7 +1,7 @@
 """Embed images with a backbone by its name, without params.yaml and DVC.
 
-Below `out` lie a features folder per tap, `files.parquet` (key, path, size, location and labels of each row),
-`excluded.csv` (the files without a row, with the reason) and `.icecore/` with the frozen backbone and the manifest.
+`out` gets a features folder per tap, `files.parquet` (key, path, size, location and labels of each row), `excluded.csv`
+(the files without a row, with the reason) and `.icecore/` with the frozen backbone and the manifest.
 """
 
 import re
@@ -33,18 +33,18 @@ from pipeline.sources import filesystem
 from pipeline.store.links import link_or_copy
 
 DATASET = "files"
-"""The name of the images as a data set."""
+"""The name of the data set of the images."""
 
 WORK = ".icecore"
-"""The folder below `out` of the frozen backbone and the manifest."""
+"""The folder below `out` for the frozen backbone and the manifest."""
 
 KNOWN = "known.sqlite"
-"""The file in it with the keys of the images that were opened."""
+"""The file in `WORK` with the keys of the images that were opened before."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Checked settings of one embedding: a model to freeze or a frozen backbone's folder, the images, and the taps.
+    """The checked settings of an embedding: a model to freeze or the folder of a backbone, the images, and the taps.
 
     >>> job("data/backbones/tiny", ["penultimate", "block1:mean"], "photos/").extract.taps["block1-mean"].pool
     'mean'
@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The result of a job: what `prepare` and `extract` did, and the folder of the backbone.
+    """The result of a job: the summaries of `prepare` and `extract`, and the folder of the backbone.
 
     >>> done = embed(job("data/backbones/tiny", ["penultimate"], "photos/"), "vectors/", cache_root="cache/")
     >>> done.backbone.as_posix(), done.prepared.rows
@@ -83,13 +83,13 @@ def job(
     draft: bool = False,
     **extraction: Any,
 ) -> Job:
-    """Check the settings of one embedding; return the job for `embed` and `plan`.
+    """Check the settings of an embedding; return the job for `embed` and `plan`.
 
     backbone: a model's name of torchvision or timm, or the folder of a frozen backbone.
     taps: nodes to keep, each `node` or `node:pooling`, such as `layer3:mean`.
     data: a folder of images, a .csv or .parquet list, .tar archives, Parquet with images, or a URL of one of these.
     image: the column of image bytes, where `data` is Parquet that holds the images.
-    weights: which weights a model by name has; its default ones if None.
+    weights: the weights of a model by name; the default weights if None.
     dtype: the type of stored values: float16, bfloat16, float32 or int8.
     max_rejected: the share of unusable files, 0 to 1, above which the job fails.
     columns: the label columns to keep, of a list or of Parquet; all if None.
@@ -97,11 +97,11 @@ def job(
     draft: decode large JPEGs at a fraction of their size; the features differ.
     extraction: further settings of ExtractConfig, such as `batch_size` and `engine`.
 
-    Raises ConfigError with every wrong setting, BackboneError for a model that neither torchvision nor timm has,
-    DataError where there are no images.
+    Raises ConfigError with every wrong setting, BackboneError for a model that neither torchvision nor timm has, and
+    DataError if there are no images.
     """
     backbone, weights = str(as_path(backbone, "job: backbone")), weights or Weights()
-    # A URL stays text: Path would make one slash of two.
+    # A URL stays text: Path would merge its two slashes.
     data = data if isinstance(data, str) else as_path(data, "job: data")
     if isinstance(taps, str):
         raise TypeError(f"job: taps: expected a list of texts such as [{taps!r}], got the text {taps!r}.")
@@ -158,7 +158,7 @@ def parse_tap(text: str, dtype: str) -> tuple[str, dict[str, str]]:
 
 
 def _parse_taps(texts: Iterable[str], dtype: str) -> dict[str, dict[str, str]]:
-    """Return the settings of taps by the folder's name; raises ConfigError where two taps have one folder."""
+    """Return the settings of taps by folder name; raises ConfigError if two taps have the same folder."""
     texts_by_name: dict[str, str] = {}
     for text in texts:
         name, _ = parse_tap(text, dtype)
@@ -176,15 +176,15 @@ def embed(
     rehash: bool = False,
     reporter: Reporter = SILENT,
 ) -> Embedded:
-    """Freeze, prepare and extract; return what was done. Rows in the feature cache are linked, new ones computed.
+    """Freeze, prepare and extract; return the summaries. Rows in the feature cache are linked, missing rows computed.
 
     job: what `embed.job` returned.
     out: the folder to write.
     cache_root: the folder of the feature cache.
-    rehash: open all images; else those whose size, times and inode changed since they were opened for `out`.
-    reporter: its messages begin with the forecast of the bytes on disk; each step has a bar of its own.
+    rehash: open all images; otherwise only images whose size, times or inode changed since the last run into `out`.
+    reporter: receives the forecast of the bytes on disk as its first message; each step has its own progress bar.
 
-    Raises what these steps raise, and ConfigError where the images and the features would lie in one folder.
+    Raises what the steps raise, and ConfigError if the features would be written into the folder of the images.
     """
     out, cache_root = as_path(out, "embed: out"), as_path(cache_root, "embed: cache_root")
     inputs = _prepare_inputs(job, out, reporter, rehash=rehash)
@@ -208,9 +208,9 @@ def plan(
     rehash: bool = False,
     reporter: Reporter = SILENT,
 ) -> tuple[Request, Forecast]:
-    """Freeze and prepare, and return what `embed` would extract, with its bytes on disk. Extracts nothing.
+    """Freeze and prepare; return the extraction that `embed` would run, with its bytes on disk. Extracts nothing.
 
-    Parameters are those of `embed`. Raises what `embed` raises before it extracts.
+    The parameters are the same as those of `embed`. Raises what `embed` raises before the extraction.
     """
     out, cache_root = as_path(out, "plan: out"), as_path(cache_root, "plan: cache_root")
     inputs = _prepare_inputs(job, out, reporter, rehash=rehash)
@@ -222,7 +222,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What the extraction reads: the folder of the backbone, and the manifests of the images."""
+    """The inputs of the extraction: the folder of the backbone, and the manifests of the images."""
 
     backbone: Path
     manifests: Path
@@ -251,7 +251,7 @@ def _prepare_inputs(job: Job, out: Path, reporter: Reporter, *, rehash: bool) ->
 
 
 def _refuse_overlap(job: Job, out: Path) -> None:
-    """Raise ConfigError where features would be written into the folder that the images are read from."""
+    """Raise ConfigError if features would be written into the folder of the images."""
     local_root = filesystem.local(job.prepare.root)
     if local_root is None:
         return

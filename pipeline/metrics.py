@@ -1,6 +1,6 @@
-"""Metrics by kind of task: scikit-learn's, and the calibration error that it lacks. Pure functions.
+"""Compute the metrics of each kind of task: scikit-learn's, and the expected calibration error. Pure functions.
 
-What cannot be computed is None, with the reason beside it: a degradation that is said, never a number that is made up.
+A metric that cannot be computed is None and has a reason in `degraded`; no substitute number is returned.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ Values = dict[str, float | None]
 
 LOWER_IS_BETTER = frozenset({"mae", "rmse", "log_loss", "brier", "ece", "hamming_loss"})
 TOP = 5
-BINS = 15  # of the calibration error (Guo et al. 2017)
+BINS = 15  # for the calibration error (Guo et al. 2017)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of a set of predictions, and the reasons why some are None."""
+    """The metrics of a set of predictions, and the reason for each metric that is None."""
 
     values: Values
     degraded: dict[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ def measure(
     given: Scores,
     head: str = "the head",
 ) -> Measured:
-    """Return the metrics of a kind of task; arrays as `Predictions` has them. `given`: the kind of scores."""
+    """Return the metrics of a kind of task; arrays as in `Predictions`. `given`: the kind of scores."""
     if kind == "regression":
         return regression(targets, predicted)
     if kind == "multilabel":
@@ -61,12 +61,14 @@ def classification(
 ) -> Measured:
     """Return metrics of a classification.
 
-    `targets`, `predicted`: class names (n,). `scores`: (n, classes) in the order of `classes`, or None: then `given`
-    counts as none. Balanced accuracy and macro-F1 are the mean recall and F1 of the classes that have rows; micro-F1
-    is accuracy, since a row has one class. AUROC and average precision are those of the second of two classes,
-    otherwise one against the rest, averaged over classes that have rows; top-5 is left out where there are no more than
-    five classes. Log loss is in nats; the Brier score is between 0 and 1 for two classes, and 2 for more, as
-    scikit-learn has it.
+    targets, predicted: class names (n,).
+    scores: (n, classes) in the order of `classes`, or None, which overrides `given`.
+
+    Balanced accuracy and macro-F1 are the mean recall and F1 of the classes that have rows; micro-F1 equals accuracy,
+    since a row has one class. With two classes, AUROC and average precision are computed for the second class,
+    otherwise one-vs-rest and averaged over classes that have rows. Top-5 accuracy needs more than five classes. Log
+    loss is in nats; the Brier score is between 0 and 1 for two classes, and between 0 and 2 for more, as in
+    scikit-learn.
     """
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
@@ -78,47 +80,47 @@ def classification(
             "accuracy": accuracy,
             "balanced_accuracy": float(np.mean(recall[np.unique(target)])),
             "macro_f1": float(np.mean(f1[np.unique(target)])),
-            "micro_f1": accuracy,  # with one class per row they are the same
+            "micro_f1": accuracy,  # equal, since each row has one class
         }
     )
     given = "none" if scores is None else given
-    _ranked(result, target, scores, len(classes), given=given, head=head)
-    _probabilistic(result, target, target == guess, scores, labels, given=given, head=head)
+    _add_ranking_metrics(result, target, scores, len(classes), given=given, head=head)
+    _add_probability_metrics(result, target, target == guess, scores, labels, given=given, head=head)
     return result
 
 
 def codes(names: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Return the number of each name in `classes`, int64 (n,); raises KeyError for a name that is not there."""
+    """Return the index of each name in `classes`, int64 (n,); raises KeyError for an unknown name."""
     place = {name: number for number, name in enumerate(classes)}
     return np.array([place[name] for name in names], dtype=np.int64)
 
 
-def _ranked(
-    found: Measured, target: np.ndarray, scores: np.ndarray | None, classes: int, *, given: Scores, head: str
+def _add_ranking_metrics(
+    result: Measured, target: np.ndarray, scores: np.ndarray | None, classes: int, *, given: Scores, head: str
 ) -> None:
-    """Add the metrics of the order of scores, which decision values have too."""
+    """Add the ranking metrics, which need probabilities or decision values."""
     from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
     top = [f"top{TOP}"] if classes > TOP else []
     if scores is None or given == "none":
-        found.drop([*top, "auroc", "average_precision"], f"{head} gives no scores")
+        result.drop([*top, "auroc", "average_precision"], f"{head} gives no scores")
         return
     if top:
         labels = np.arange(classes)
-        found.values[top[0]] = float(top_k_accuracy_score(target, scores, k=TOP, labels=labels))
+        result.values[top[0]] = float(top_k_accuracy_score(target, scores, k=TOP, labels=labels))
     member = target[:, None] == np.arange(classes)
     columns = np.flatnonzero(member.any(axis=0) & ~member.all(axis=0))
     if classes == 2:
         columns = columns[columns == 1]
     if not len(columns):
-        found.drop(["auroc", "average_precision"], "all rows are of one class")
+        result.drop(["auroc", "average_precision"], "all rows are of one class")
         return
-    found.values["auroc"] = float(roc_auc_score(member[:, columns], scores[:, columns], average="macro"))
-    found.values["average_precision"] = float(average_precision_score(member[:, columns], scores[:, columns]))
+    result.values["auroc"] = float(roc_auc_score(member[:, columns], scores[:, columns], average="macro"))
+    result.values["average_precision"] = float(average_precision_score(member[:, columns], scores[:, columns]))
 
 
-def _probabilistic(
-    found: Measured,
+def _add_probability_metrics(
+    result: Measured,
     target: np.ndarray,
     correct: np.ndarray,
     scores: np.ndarray | None,
@@ -127,17 +129,17 @@ def _probabilistic(
     given: Scores,
     head: str,
 ) -> None:
-    """Add the metrics of probabilities."""
+    """Add the metrics that need probabilities."""
     from sklearn.metrics import brier_score_loss, log_loss
 
     if scores is None or given != "probability":
-        found.drop(["log_loss", "brier", "ece"], f"{head} gives no probabilities")
+        result.drop(["log_loss", "brier", "ece"], f"{head} gives no probabilities")
         return
     rows = scores.astype(np.float64)
     rows /= rows.sum(axis=1, keepdims=True)
-    found.values["log_loss"] = float(log_loss(target, rows, labels=labels))
-    found.values["brier"] = float(brier_score_loss(target, rows, labels=labels))
-    found.values["ece"] = expected_calibration_error(correct, scores.max(axis=1))
+    result.values["log_loss"] = float(log_loss(target, rows, labels=labels))
+    result.values["brier"] = float(brier_score_loss(target, rows, labels=labels))
+    result.values["ece"] = expected_calibration_error(correct, scores.max(axis=1))
 
 
 def multilabel(
@@ -145,17 +147,17 @@ def multilabel(
 ) -> Measured:
     """Return metrics of a multilabel task: bool (n, classes) twice, and scores (n, classes).
 
-    `map` and macro-F1 are means over the classes that have rows, AUROC that of classes that some rows have and others
-    have not. Subset accuracy counts rows whose classes are all right.
+    `map` and macro-F1 are means over the classes that have rows; AUROC is the mean over classes that have positive and
+    negative rows. Subset accuracy counts the rows whose classes are all predicted correctly.
     """
     from sklearn.metrics import accuracy_score, average_precision_score, f1_score, hamming_loss, roc_auc_score
 
-    result, there = Measured({"map": None}), targets.any(axis=0)
+    result, present = Measured({"map": None}), targets.any(axis=0)
     f1 = f1_score(targets, predicted, average=None, zero_division=0.0)
     result.values.update(
         {
             "micro_f1": float(f1_score(targets, predicted, average="micro", zero_division=0.0)),
-            "macro_f1": float(np.mean(f1[there])) if there.any() else 0.0,
+            "macro_f1": float(np.mean(f1[present])) if present.any() else 0.0,
             "subset_accuracy": float(accuracy_score(targets, predicted)),
             "hamming_loss": float(hamming_loss(targets, predicted)),
         }
@@ -163,11 +165,11 @@ def multilabel(
     if given == "none":
         result.drop(["map", "auroc"], f"{head} gives no scores")
         return result
-    if there.any():
-        result.values["map"] = float(average_precision_score(targets[:, there], scores[:, there], average="macro"))
+    if present.any():
+        result.values["map"] = float(average_precision_score(targets[:, present], scores[:, present], average="macro"))
     else:
         result.drop(["map"], "no row has a class")
-    mixed = there & ~targets.all(axis=0)
+    mixed = present & ~targets.all(axis=0)
     if mixed.any():
         result.values["auroc"] = float(roc_auc_score(targets[:, mixed], scores[:, mixed], average="macro"))
     else:
@@ -176,7 +178,7 @@ def multilabel(
 
 
 def regression(targets: np.ndarray, predicted: np.ndarray) -> Measured:
-    """Return R², mean absolute error, root of the mean squared error and Spearman's correlation; float64 (n,) twice."""
+    """Return R², mean absolute error, root mean squared error and Spearman's correlation of float64 (n,) twice."""
     from scipy.stats import spearmanr
     from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
@@ -195,9 +197,9 @@ def regression(targets: np.ndarray, predicted: np.ndarray) -> Measured:
 
 
 def row_log_losses(kind: Kind, targets: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Return the log loss of each row in nats, float64 (n,); of several labels its mean over the labels.
+    """Return the log loss of each row in nats, float64 (n,); in a multilabel task, its mean over the labels.
 
-    `scores`: probabilities (n, classes). They are kept as far from 0 and 1 as scikit-learn keeps them.
+    `scores`: probabilities (n, classes), which are clipped as in scikit-learn.
     """
     eps = np.finfo(np.float64).eps
     given = scores.astype(np.float64)
@@ -208,7 +210,7 @@ def row_log_losses(kind: Kind, targets: np.ndarray, scores: np.ndarray, classes:
 
 
 def reliability(correct: np.ndarray, confidence: np.ndarray, *, bins: int = BINS) -> list[dict[str, Any]]:
-    """Return equal-width bins of confidence: count, mean confidence and accuracy of each bin that is not empty."""
+    """Return the count, mean confidence and accuracy of each non-empty bin of equal width of the confidence."""
     places = np.clip((confidence * bins).astype(int), 0, bins - 1)
     return [
         {
@@ -221,10 +223,9 @@ def reliability(correct: np.ndarray, confidence: np.ndarray, *, bins: int = BINS
 
 
 def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, *, bins: int = BINS) -> float:
-    """Return mean gap between confidence and accuracy over equal-width bins, weighted by count (Guo et al. 2017, eq.
-    3).
+    """Return the mean gap between confidence and accuracy over bins of equal width, weighted by count.
 
-    `correct`: bool (n,). `confidence`: the probability of the predicted class (n,).
+    Equation 3 of Guo et al. 2017. `correct`: bool (n,). `confidence`: the probability of the predicted class (n,).
     """
     table = reliability(correct, confidence, bins=bins)
     return float(sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in table) / len(correct))

@@ -1,14 +1,14 @@
-"""The record of a run's models, `data/models/<run>/model.json`: what they were made from, and each fit.
+"""The record of a run's models, `data/models/<run>/model.json`: their inputs, and each fit.
 
-`fit` leaves heads on stored features, a `HeadsRecord`; `finetune` and `distill` leave a network, a `NetworkRecord`:
+`fit` writes a `HeadsRecord` for heads on stored features; `finetune` and `distill` write a `NetworkRecord`:
 
     record = read_record(folder)
     record.task.classes               the classes, in the order of scores
     record.kind                       "heads" or "network"
-    find_fits(record.fits, labels=5)  the fits that a description means
-    record.features["layer4"].reader  how the images of an input were read
+    find_fits(record.fits, labels=5)  the fits with these values
+    record.features["layer4"].reader  the preprocessing of the images of an input
 
-What a version of icecore writes beyond these fields is kept: a record that is read and written again is the same text.
+Unknown fields of other versions of icecore are kept: reading and writing a record does not change its text.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class _Part(BaseModel):
 
 
 class TaskRecord(_Part):
-    """The task that a run learned. `classes`: in the order of scores; none of a regression."""
+    """The task of a run. `classes`: in the order of scores; empty for a regression."""
 
     name: str
     sha256: str
@@ -50,7 +50,7 @@ class TaskRecord(_Part):
 
 
 class FeaturesRecord(_Part):
-    """Stored features that a run read: their address in the feature cache, and what they are."""
+    """Stored features that a run read: their address in the feature cache, and their identity."""
 
     address: str
     identity: dict[str, Any]
@@ -67,12 +67,12 @@ class FeaturesRecord(_Part):
 
     @property
     def reader(self) -> dict[str, Any]:
-        """Return how images were read: the preprocessing before normalisation."""
+        """Return the preprocessing of the images, without normalisation."""
         return dict(self.identity["reader"])
 
 
 class Fit(_Part):
-    """One model of a run. `labels`: per class, None for all; `draw`: of few labels, or the seed."""
+    """One model of a run. `labels`: labels per class, None for all; `draw`: the few-shot draw, or the seed."""
 
     head: str
     input: str
@@ -81,7 +81,7 @@ class Fit(_Part):
 
     @property
     def taps(self) -> list[str]:
-        """Return the taps that are joined to the input, in their order."""
+        """Return the taps of the input, in the order in which they are joined."""
         return self.input.split("+")
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ class Fit(_Part):
 
 
 class KeysFile(_Part):
-    """The keys of the training rows that a head looks at, in a file of their own."""
+    """The file with the keys of the training rows that a head needs to predict."""
 
     file: str
     count: int
@@ -98,8 +98,10 @@ class KeysFile(_Part):
 
 
 class HeadFit(Fit):
-    """A fitted head. `rows`: of a head that looks at its training rows. `before_refit`: the file of the same head
-    fitted to the training split alone. The fields with a default are lacking in older records.
+    """A fitted head. Older records lack the fields that have a default.
+
+    before_refit: the file of the same head, fitted to the training split only.
+    rows:         the training rows of a head that needs them to predict.
     """
 
     file: str
@@ -115,15 +117,17 @@ class HeadFit(Fit):
 
 
 class FailedFit(Fit):
-    """A fit that could not be made, and why."""
+    """A fit that failed, and the cause."""
 
     cause: str
 
 
 class NetworkFit(Fit):
-    """A trained network. `kept`: the epoch of its weights with its metrics; `start`: the same before the first epoch.
+    """A trained network.
 
-    `extra_tasks`: of a student of several tasks, what validation measured on each further one.
+    kept:        the epoch of the saved weights, with its metrics.
+    start:       the metrics before the first epoch.
+    extra_tasks: the validation metrics of each further task of a student.
     """
 
     file: None
@@ -157,13 +161,13 @@ class TeacherRecord(_Part):
 
 
 class ExtraTask(TaskRecord):
-    """A further task that a student learned, with its teachers."""
+    """A further task of a student, with its teachers."""
 
     teachers: tuple[TeacherRecord, ...]
 
 
 class KeptNetwork(_Part):
-    """The network that a run kept, in `backbone/`: the weights it began with, its own, and which fit it is."""
+    """The network in `backbone/` of a run: the digests of its initial and its trained weights, and its fit."""
 
     began_with: str = Field(alias="from")
     weights: str
@@ -177,7 +181,7 @@ class _Record(_Part):
 
 
 class HeadsRecord(_Record):
-    """The record of a run of `fit`. `scores`: what the scores of each head are."""
+    """The record of a run of `fit`. `scores`: the kind of scores of each head."""
 
     scores: dict[str, Scores]
     task: TaskRecord
@@ -193,7 +197,7 @@ class HeadsRecord(_Record):
 
     @property
     def backbone(self) -> str:
-        """Return the entry of `extract` whose features the heads learned from."""
+        """Return the entry of `extract` whose features the heads were fitted to."""
         return str(self.settings["backbone"])
 
 
@@ -218,18 +222,18 @@ class NetworkRecord(_Record):
 
     @property
     def backbone(self) -> str:
-        """Return the backbone that the run began with."""
+        """Return the backbone that training started from."""
         return self.student or str(self.settings["backbone"])
 
     @property
     def kept_fit(self) -> NetworkFit:
-        """Return the fit whose network the run kept."""
+        """Return the fit of the saved network."""
         wanted = (self.network.labels, self.network.draw)
         return next(fit for fit in self.fits if (fit.labels, fit.draw) == wanted)
 
     @property
     def tasks(self) -> tuple[TaskRecord, ...]:
-        """Return all tasks that the network learned, that of the run first."""
+        """Return all tasks of the network, the task of the run first."""
         return (self.task, *self.extra_tasks)
 
 
@@ -238,9 +242,9 @@ AnyFit = TypeVar("AnyFit", bound=Fit)
 
 
 def find_fits(fits: Sequence[AnyFit], **asked: Any) -> list[AnyFit]:
-    """Return the fits with these values of `head`, `input`, `labels` and `draw`, where None means any value.
+    """Return the fits with these values of `head`, `input`, `labels` and `draw`; None means any value.
 
-    Where `labels` is left open and several fits remain, the fits on all labels are meant, if the run has some.
+    If `labels` is None and several fits match, only the fits on all labels are returned, if there are any.
     """
     result = [fit for fit in fits if all(value in (None, getattr(fit, name)) for name, value in asked.items())]
     if asked.get("labels") is None and len(result) > 1:
@@ -249,14 +253,14 @@ def find_fits(fits: Sequence[AnyFit], **asked: Any) -> list[AnyFit]:
 
 
 def has_record(folder: Path) -> bool:
-    """Return whether a folder is that of a run that has ended."""
+    """Return whether a folder has the record of a finished run."""
     return (folder / JSON).is_file()
 
 
 def read_record(folder: Path) -> ModelRecord:
     """Read the record of a run's folder.
 
-    Raises HeadError where there is none, where it has another format, and with the fields that it lacks.
+    Raises HeadError if the folder has no record, or one of another format, or one with wrong fields, which it names.
     """
     if not has_record(folder):
         raise HeadError(
@@ -266,7 +270,7 @@ def read_record(folder: Path) -> ModelRecord:
 
 
 def parse_record(values: dict[str, Any], *, where: str) -> ModelRecord:
-    """Return the record of plain values, as other files quote it; raises HeadError as `read_record` does."""
+    """Return the record from JSON values, as other files contain it; raises HeadError as `read_record` does."""
     network = "backbone" in values
     again = "Train" if network else "Fit"
     number = values.get("format") if isinstance(values, dict) else None
@@ -287,15 +291,15 @@ def write_record(folder: Path, record: ModelRecord) -> None:
 
 
 def write_digest(folder: Path, out: Path) -> None:
-    """Write `out/digest.json`, of all files of a run's folder: what builds on the run depends on that.
+    """Write `out/digest.json`, the digest of all files of a run's folder; stages that use the run depend on this file.
 
-    `start` and `run` in params.yaml name a run, or say `backbone` or `scratch`. DVC makes one path of either, and git
-    keeps a folder for each of the two words: not among the models.
+    `start` and `run` in params.yaml name a run, or are `backbone` or `scratch`. DVC inserts either into a path, so git
+    has a folder with a digest for each of the two words, outside the models.
     """
     files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
     write_json(out / "digest.json", {"model": digest(files)})
 
 
 def to_json(record: BaseModel) -> dict[str, Any]:
-    """Return a record, or a part of one, as plain values: the fields that were set, in their order."""
+    """Return a record, or a part of a record, as JSON values: the fields that were set, in their order."""
     return record.model_dump(mode="json", by_alias=True, exclude_unset=True)

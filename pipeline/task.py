@@ -1,18 +1,18 @@
 """The task: the target and the split of each sample.
 
-`data/tasks/<task>.parquet`, a row per sample, sorted by key; the schema's metadata has the `kind`, under `rare` the
-classes that lack training or test rows (`pipeline/split/rare.py`), and under `given` what the data say of the split:
+`data/tasks/<task>.parquet` has one row per sample, sorted by key. The schema's metadata has the `kind`, under `rare`
+the classes without training or test rows (`pipeline/split/rare.py`), and under `given` how the data fix the split:
 
     key      32 hex digits
-    path     as the manifest has it; of a content that lies in several places, the first
-    target   the class, as text; of a multilabel task a list of classes, may be empty; of a regression float64
+    path     as in the manifest; the first path if several files have the same content
+    target   the class, as text; in a multilabel task a list of classes, may be empty; in a regression float64
     split    train | validation | test
-    domain   where the manifest has one
-    group    where the task is split by groups
-    level:<name>   where the task has levels: a coarser class of the row's class, as text
-    draw_0 … where the task has few-shot draws: the row's rank within its class among the training rows, in the
-             order of draw 0 …; the training set with n labels per class of that draw is the rows with a rank below n.
-             A larger n contains the smaller ones.
+    domain   if the manifest has one
+    group    if the task is split by groups
+    level:<name>   if the task has levels: the coarser class of the row's class, as text
+    draw_0 … if the task has few-shot draws: the row's rank within its class among the training rows, in the order of
+             the draw. The training set with n labels per class has the rows with a rank below n, so that a larger
+             training set contains the smaller ones.
 """
 
 import json
@@ -77,7 +77,7 @@ class Task:
 
     @property
     def keys(self) -> np.ndarray:
-        """The keys, as strings of 32 hex digits."""
+        """Return the keys, as strings of 32 hex digits."""
         return np.asarray(self.table["key"])
 
     def paths_of(self, keys: np.ndarray) -> pa.Array:
@@ -88,33 +88,34 @@ class Task:
 
     @property
     def kind(self) -> Kind:
-        """The kind of the targets."""
+        """Return the kind of the task."""
         return cast(Kind, (self.table.schema.metadata or {}).get(KIND.encode(), b"classification").decode())
 
     @property
     def rare(self) -> dict[str, dict[str, int]]:
-        """What the split did with classes that lack rows: each class with its rows in the task, by what was done.
+        """Return the classes that lack rows, each with its number of rows in the task, by what the split did with them.
 
-        `merged` to one class; `unlearnt`, without training rows (of labels also those that all training rows have);
-        `dropped`, without test rows; `unmeasured`, the same but learnt, with its training rows.
+        `merged`: merged to one class. `unlearnt`: left out, without training rows (in a multilabel task also labels of
+        all training rows). `dropped`: left out, without test rows. `unmeasured`: without test rows, but learnt, with
+        the number of training rows.
         """
         result: dict[str, dict[str, int]] = json.loads((self.table.schema.metadata or {}).get(RARE.encode(), b"{}"))
         return result
 
     @property
     def given(self) -> list[str]:
-        """A sentence for each thing that the data, or `use`, say of the split; none where `sizes` alone cut rows."""
+        """Return a sentence for each way in which the data, or `use`, fix the split; empty if only `sizes` does."""
         result: list[str] = json.loads((self.table.schema.metadata or {}).get(GIVEN.encode(), b"[]"))
         return result
 
     @property
     def targets(self) -> np.ndarray:
-        """The target of each row: text (n,), bool (n, classes) of a multilabel task, float64 (n,) of a regression."""
+        """Return the target of each row: text (n,), bool (n, classes) if multilabel, float64 (n,) if a regression."""
         return array_of(self.table["target"], self.kind, self.classes)
 
     @property
     def classes(self) -> list[str]:
-        """The classes, sorted; numbers in the order of their values. None of a regression."""
+        """Return the classes, sorted; numbers are sorted by value. Empty for a regression."""
         if self.kind == "regression":
             return []
         column = self.table["target"].combine_chunks()
@@ -123,7 +124,7 @@ class Task:
 
     @property
     def draws(self) -> int:
-        """The number of few-shot draws of the task."""
+        """Return the number of few-shot draws of the task."""
         return sum(name.startswith("draw_") for name in self.table.column_names)
 
     def rows(self, split: str) -> np.ndarray:
@@ -131,18 +132,18 @@ class Task:
         return np.flatnonzero(self.table["split"].to_numpy() == split)
 
     def keys_of(self, split: str) -> list[str]:
-        """Return the keys of a split, in their order: `features.subset(task.keys_of("train"))` is its view of a tap."""
+        """Return the sorted keys of a split, such as for `features.subset(task.keys_of("train"))`."""
         keys: list[str] = self.table["key"].take(pa.array(self.rows(split))).to_pylist()
         return keys
 
     def few(self, draw: int, labels_per_class: int) -> np.ndarray:
-        """Return the row numbers of the training set of one draw with so many labels per class."""
+        """Return the row numbers of the training set of a draw with `labels_per_class` labels."""
         rank = self.table[f"draw_{draw}"].to_numpy(zero_copy_only=False)
         return np.flatnonzero((rank >= 0) & (rank < labels_per_class))
 
 
 def describe_rare(rare: Mapping[str, Mapping[str, int]], kind: Kind) -> list[str]:
-    """Return a sentence for each thing that the split did with classes that lack rows; `rare` as `Task.rare`."""
+    """Return a sentence for each way in which the split treated classes that lack rows; `rare` as in `Task.rare`."""
     what, leave = ("labels", "") if kind == "multilabel" else ("classes", ", with their rows")
     all_rows = " or all of them" if kind == "multilabel" else ""
     sentences = {
@@ -196,7 +197,7 @@ def column_of(targets: np.ndarray, kind: Kind, classes: Sequence[str]) -> pa.Arr
 
 @dataclass(frozen=True)
 class Training:
-    """A training set of a run: its rows in the task, and how they were drawn."""
+    """A training set of a run: its row numbers in the task, labels per class and few-shot draw; None: all labels."""
 
     rows: np.ndarray
     labels: int | None
@@ -209,10 +210,10 @@ class Training:
 def training_sets(
     task: Task, labels_per_class: Sequence[int], *, where: str, draws: int | None = None
 ) -> Iterator[Training]:
-    """Yield the training sets of a run: `draws` for each number of labels, or all draws of the task.
+    """Yield the training sets of a run: for each number of labels `draws` sets, or one per draw of the task.
 
-    A class with fewer training rows than labels are asked for has all of them. Raises DataError where the task has no
-    training sets of that kind, and where no class has so many rows.
+    A class with fewer training rows than `labels_per_class` contributes all of them. Raises DataError if the task has
+    no few-shot draws, and if no class has enough rows.
     """
     if not labels_per_class:
         rows = task.rows("train")

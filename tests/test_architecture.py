@@ -519,6 +519,14 @@ OUT = {
     "opened",
     "strays",
     "lacking",
+    "alone",
+    "chosen",
+    "foresee",
+    "room",
+    "said",
+    "steadiness",
+    "tidy",
+    "upkeep",
 }
 """Words that once were names here, and say nothing to whoever comes from PyTorch, scikit-learn or DVC."""
 

@@ -19,7 +19,7 @@ assert gpu.enable_array_api()
 import numpy as np, skops.io
 from pipeline.heads.preprocessing import Pca
 from pipeline.heads.sweep import Fold, LabelledRows, sweep
-from pipeline.fit.single_fit import _fitted
+from pipeline.fit.single_fit import _fit_copy
 random = np.random.default_rng(0)
 told = np.arange(90) % 3
 X = (np.eye(3, 8)[told] * 2 + random.normal(size=(90, 8))).astype(np.float32)
@@ -30,7 +30,7 @@ for name, scale, pca in [
 ]:
     on, off = (create(name, {}, scale=scale, pca=pca) for _ in range(2))
     assert gpu.supports_tensors(on), name
-    on = _fitted(gpu.prepare_for_tensors(on), LabelledRows(X, y), "cpu")
+    on = _fit_copy(gpu.prepare_for_tensors(on), LabelledRows(X, y), "cpu")
     off.fit(X, y)
     held = [type(value).__module__ for _, step in on.steps for value in vars(step).values()]
     assert not any(module.startswith("torch") for module in held), held

@@ -1,8 +1,8 @@
 """The command line: `icecore …`.
 
-A heading of `icecore --help` is a module of commands; what a command does or prints lies in the module of its name.
+Each module has the commands under a heading of `icecore --help`; longer commands have a second module for their work.
 
-main       the app: the headings and their commands, and how errors are printed
+main       the app: the headings with their commands, and the printing of errors
 extract    Vectors of a folder: extract                               extract_folder.py
 layers     Vectors of a folder: layers
 project    A project: settings, check, plan, forecast, repro               reproduce.py
@@ -11,7 +11,7 @@ results    Results: info, leaderboard, wrong                               info.
 export     A trained model: export
 features   Stored features: `icecore features`
 cache      Stored features: `icecore cache`
-output     `--json`
+output     the option `--json`
 
-Modules of commands import nothing slow: help is shown at once.
+The modules import slow libraries inside of the commands only, so that help is shown at once.
 """

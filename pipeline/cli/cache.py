@@ -20,8 +20,7 @@ def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON 
     """
     from datetime import UTC, datetime
 
-    from pipeline.store import cache, location
-    from pipeline.store import maintenance as upkeep
+    from pipeline.store import cache, location, maintenance
 
     root = location.default_root()
     rows: list[dict[str, Any]] = [
@@ -33,12 +32,12 @@ def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON 
             "dtype": column.identity.get("dtype"),
             "shards": len(column.records()),
             "rows": sum(record.rows for record in column.records()),
-            "bytes": upkeep.size(column),
+            "bytes": maintenance.size(column),
             "last_used": datetime.fromtimestamp(column.last_used(), UTC).isoformat(timespec="seconds"),
         }
         for column in cache.columns(root)
     ]
-    others = [entry for entry in upkeep.entries(root) if entry.column is None]
+    others = [entry for entry in maintenance.entries(root) if entry.column is None]
     folders: list[dict[str, Any]] = [
         {
             "folder": folder,
@@ -90,14 +89,13 @@ def cache_repair() -> None:
 
 
 def _check_shards(*, full: bool, drop: bool) -> int:
-    """Print the damaged shards of the cache, drop them where asked, and return their number."""
-    from pipeline.store import cache, location
-    from pipeline.store import maintenance as upkeep
+    """Print the damaged shards of the cache, drop them if `drop`, and return their number."""
+    from pipeline.store import cache, location, maintenance
 
     shards, damaged = 0, 0
     for column in cache.columns(location.default_root()):
         shards += len(column.records())
-        for record, problem in list(upkeep.find_damage(column, whole=full)):
+        for record, problem in list(maintenance.find_damage(column, whole=full)):
             damaged += 1
             typer.echo(problem)
             if drop:
@@ -131,18 +129,17 @@ def cache_prune(
     """
     import time
 
-    from pipeline.store import location
-    from pipeline.store import maintenance as upkeep
+    from pipeline.store import location, maintenance
 
-    limit = None if max_size is None else upkeep.parse_size(max_size)
-    seconds = None if unused_for is None else upkeep.parse_duration(unused_for)
+    limit = None if max_size is None else maintenance.parse_size(max_size)
+    seconds = None if unused_for is None else maintenance.parse_duration(unused_for)
     root = location.default_root()
-    removed = upkeep.prune(root, unused_for=seconds, max_bytes=limit, address=address, now=time.time())
+    removed = maintenance.prune(root, unused_for=seconds, max_bytes=limit, address=address, now=time.time())
     for entry in removed:
         typer.echo(f"removed {entry.name}")
-    of_columns = sum(entry.column is not None for entry in removed)
-    others = len(removed) - of_columns
+    columns = sum(entry.column is not None for entry in removed)
+    others = len(removed) - columns
     typer.echo(
-        f"{root}: {counted(of_columns, 'column')} removed"
+        f"{root}: {counted(columns, 'column')} removed"
         + (f", and {counted(others, 'other entry', 'other entries')}" if others else "")
     )

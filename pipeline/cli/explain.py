@@ -1,4 +1,4 @@
-"""`icecore explain`: a page that shows what speaks for a prediction."""
+"""`icecore explain`: write a page with the evidence for predictions."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +39,7 @@ def explain(
 
     check_out(out)
     model = load(find_run(run), file=head, backbone=backbone)
-    done = write_page(
+    explanations = write_page(
         model,
         images,
         out,
@@ -49,7 +49,7 @@ def explain(
         task=task,
         log=lambda line: typer.echo(line, err=True),
     )
-    for one in done:
-        best = f" {one.top[0][1]:.3f}" if one.top and model.tasks[0].kind == "classification" else ""
-        typer.echo(f"{one.path}: {one.prediction}{best}")
+    for explanation in explanations:
+        best = f" {explanation.top[0][1]:.3f}" if explanation.top and model.tasks[0].kind == "classification" else ""
+        typer.echo(f"{explanation.path}: {explanation.prediction}{best}")
     typer.echo(f"page: {out}")

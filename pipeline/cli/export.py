@@ -1,4 +1,4 @@
-"""`icecore export`: a run's model as one file from pixels to probabilities, for machines without icecore."""
+"""`icecore export`: write a run's model as one file, from pixels to probabilities, for machines without icecore."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The work of `icecore extract`: embed a folder with the options of the command, and name options in errors."""
+"""Embed a folder with the options of `icecore extract`, and name options in errors."""
 
 import contextlib
 import re
@@ -22,18 +22,18 @@ OPTIONS: Mapping[str, str] = {
     "weights": "--weights",
     "entry": "--entry",
 }
-"""Options of `icecore extract` by the setting that messages of the library name."""
+"""The options of `icecore extract`, by the name of the setting in messages of the library."""
 
 PROJECT_ONLY = frozenset(
     "folders base path types encoding check disk run input strip_prefix project".split()  # noqa: SIM905
 )
-"""Settings that messages name and that `icecore extract` has no option for."""
+"""Settings in messages of the library that have no option in `icecore extract`."""
 
 
 NAMED = re.compile(
     r"`([a-z_]+)(?:`|: )|^ *(?:- )?(?:prepare|freeze|extract|split|fit)\.[\w-]+\.([a-z_]+)", re.MULTILINE
 )
-"""A setting in an error: `batch_size`, or fit.probe.head at the beginning of a line."""
+"""A setting in an error: `batch_size`, or fit.probe.head at the start of a line."""
 
 
 def name_options(error: str, options: Mapping[str, str]) -> list[str]:
@@ -48,7 +48,7 @@ def name_options(error: str, options: Mapping[str, str]) -> list[str]:
 
 @contextlib.contextmanager
 def naming_options(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
-    """Add to an error the options of the settings that it names, or that a setting needs a project."""
+    """Append to an error the options of the settings in it, and which of its settings need a project."""
     try:
         yield
     except PipelineError as error:
@@ -71,11 +71,13 @@ def extract_folder(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Embed the images of `data` into `out`, and print what was done; with `plan_only`, print what would be computed.
+    """Embed the images of `data` into `out`, and print a summary; with `plan_only`, print what would be computed.
 
-    `weights` are the fields of `Weights`, `settings` what `embed.job` takes beyond them. `rehash`: open all images,
-    also those whose files are as they were. Ends the process with 130 when
-    the user interrupts the extraction.
+    weights:  the fields of `Weights`.
+    settings: the other keyword arguments of `embed.job`.
+    rehash:   open all images, also those whose files are unchanged.
+
+    Exits with 130 if the user interrupts the extraction.
     """
     from pipeline import embed
     from pipeline.extract import summary
@@ -101,15 +103,15 @@ def extract_folder(
         refuse_if_full(request, disk, out)
         return
     try:
-        done = embed.embed(job, out, cache_root=root, rehash=rehash, reporter=reporter)
+        embedded = embed.embed(job, out, cache_root=root, rehash=rehash, reporter=reporter)
     except Interrupted as error:
         typer.echo(f"interrupted: {error}", err=True)
         raise SystemExit(130) from None
-    for note in done.prepared.notes:
+    for note in embedded.prepared.notes:
         say(f"note: {note}")
-    say(summary.describe_cache(root, done.extracted))
-    say(summary.text(str(out), done.extracted, process=process_seconds()))
-    for kind, count in done.prepared.excluded.items():
+    say(summary.describe_cache(root, embedded.extracted))
+    say(summary.text(str(out), embedded.extracted, process=process_seconds()))
+    for kind, count in embedded.prepared.excluded.items():
         say(f"{count:,} {kind}: see {out / 'excluded.csv'}")
     for name in job.extract.taps:
         say(f"{out / name}: {counted(index.read(out / name).stored, 'row')}")
@@ -117,7 +119,7 @@ def extract_folder(
 
 
 def refuse_if_full(request: Any, forecast: Any, out: Path) -> None:
-    """Raise StoreError where the features of a request do not fit on the disks of `out` and of the feature cache."""
+    """Raise StoreError if the features of a request do not fit on the disks of `out` and of the feature cache."""
     from pipeline.extract.disk_check import explain_shortage
     from pipeline.extract.disk_forecast import raise_if_short
     from pipeline.store import location

@@ -1,4 +1,4 @@
-"""`icecore features`: take stored features to other programs."""
+"""`icecore features`: export stored features for other programs."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Describe any artefact: its kind, its content, and what it was made from."""
+"""Describe an artefact: its kind, its contents and its inputs."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from pipeline.task import KIND, RARE, describe_rare
 
 
 def describe(path: AnyPath) -> dict[str, Any]:
-    """Return a description of an artefact as JSON values; raises DataError if the path is no artefact."""
+    """Return a description of an artefact as JSON values; raises DataError if the path is not an artefact."""
     path = as_path(path, "describe: path")
     if not path.exists():
         raise DataError(f"{path}: no such file or folder.")
@@ -94,7 +94,7 @@ READERS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "model.json": _model,
     "teacher.json": _teacher,
 }
-"""Functions that describe a folder, by the file that makes it an artefact."""
+"""The function that describes a folder, by the file that identifies the kind of artefact."""
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -113,8 +113,8 @@ def _table(path: Path) -> dict[str, Any]:
         kind = (schema.metadata or {}).get(KIND.encode(), b"classification").decode()
         counted = ("split",) if kind == "regression" else ("split", "target")
         rare = json.loads((schema.metadata or {}).get(RARE.encode(), b"{}"))
-        lacking = {"rare classes": describe_rare(rare, kind)} if rare else {}
-        return {"artefact": "task", KIND: kind, **content, **_counts(path, *counted), **lacking}
+        rare_classes = {"rare classes": describe_rare(rare, kind)} if rare else {}
+        return {"artefact": "task", KIND: kind, **content, **_counts(path, *counted), **rare_classes}
     if {"key", "path", "size"} <= {*columns}:
         return {
             "artefact": "manifest",
@@ -149,6 +149,6 @@ def _counts(path: Path, *columns: str) -> dict[str, dict[str, int]]:
 
 
 def _labels(values: Iterable[Any]) -> Iterator[str]:
-    """Yield values as text; the items of a list one after another."""
+    """Yield values as text; lists are flattened."""
     for value in values:
         yield from map(str, value) if isinstance(value, list) else [str(value)]

@@ -43,16 +43,16 @@ def layers(
 
 
 def read_nodes(name: str) -> node_table.Network:
-    """Return the nodes of a backbone: of the project, in a folder, or of a model of torchvision or timm by its name.
+    """Return the nodes of a backbone of the project, of a backbone's folder, or of a model of torchvision or timm.
 
-    A model's name is looked up last; its weights are not downloaded. Raises BackboneError where nothing has the name.
+    The name is looked up in this order; weights are not downloaded. Raises BackboneError for an unknown name.
     """
     from pipeline.backbones.serialization import read_spec
     from stages import project
 
-    of_project = project.BACKBONES / name
-    if of_project.is_dir() and not Path(name).is_absolute():
-        return read_spec(of_project)
+    folder = project.BACKBONES / name
+    if folder.is_dir() and not Path(name).is_absolute():
+        return read_spec(folder)
     if Path(name).exists() or len(Path(name).parts) > 1:
         return read_spec(name)
     from pipeline.freeze.library_model import model_settings

@@ -1,4 +1,4 @@
-"""The `icecore` command: look at artefacts, check settings, embed a folder. `dvc repro` does the rest."""
+"""The command `icecore`: its groups of commands, and the printing of errors."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -33,13 +33,13 @@ COMMANDS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "A trained model": (predict.predict, explain.explain, export.export),
     "Results": (results.info, results.leaderboard, results.wrong),
 }
-"""Commands by the heading of `icecore --help`."""
+"""The commands under each heading of `icecore --help`."""
 
 GROUPS: Mapping[str, Mapping[str, typer.Typer]] = {
     "A project": {"add": project_add.app},
     "Stored features": {"features": features.app, "cache": cache.app},
 }
-"""Groups of commands, such as `icecore cache list`, by the heading."""
+"""The groups of commands, such as `icecore cache`, under each heading."""
 
 PASSES_ARGUMENTS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -48,7 +48,7 @@ class Headings(TyperGroup):
     """A group whose help lists its commands under the headings of their `rich_help_panel`, as plain text."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        """Write a section for each heading, with its commands and the first sentence of each."""
+        """Write a section per heading, with its commands and the first sentence of their help."""
         rows: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (*COMMANDS, *GROUPS)}
         width = formatter.width - 6 - max(map(len, self.commands))
         for name, command in self.commands.items():
@@ -81,9 +81,9 @@ for heading, groups in GROUPS.items():
 
 
 def main() -> None:
-    """Run a command; print errors that were raised on purpose, and those of the system, without a traceback."""
+    """Run a command; print errors of icecore and of the operating system without a traceback."""
     print_any_text()
-    if Path("params.yaml").is_file():  # a project, whose own modules `source: module` names; installed ones come first
+    if Path("params.yaml").is_file():  # for the project's own modules in `source: module`; installed modules come first
         sys.path.append(str(Path.cwd()))
     try:
         with closed_pipe_is_quiet():

@@ -1,4 +1,4 @@
-"""The form in which commands print: text, or JSON with `--json`."""
+"""The option `--json`, and the printing of JSON."""
 
 import json
 from typing import Annotated, Any
@@ -10,5 +10,5 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_json(values: Any) -> None:
-    """Print values as JSON, indented, with letters of all languages as they are."""
+    """Print values as indented JSON, without escapes for letters outside ASCII."""
     typer.echo(json.dumps(values, indent=2, ensure_ascii=False))

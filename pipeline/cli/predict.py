@@ -1,4 +1,4 @@
-"""`icecore predict`: predictions of new images by a run of the project, by a model's folder, or by an exported file."""
+"""`icecore predict`: predict new images with a run of the project, a model's folder, or an exported file."""
 
 import sys
 from contextlib import nullcontext
@@ -11,10 +11,10 @@ import typer
 from pipeline.cli.run_options import BackboneFolder, Head, find_run
 
 UNUSABLE = 3
-"""The exit status where some inputs have no prediction."""
+"""The exit status if some inputs have no prediction."""
 
 OPTIONS = {"root": "the input", "image": "--image", "path": "--path", "run": "RUN", "max_pixels": "--max-pixels"}
-"""Options of `icecore predict` by the setting that messages of the library name."""
+"""The options of `icecore predict`, by the name of the setting in messages of the library."""
 
 
 def predict(
@@ -71,9 +71,9 @@ def predict(
                 run,
                 inputs or [],
                 out,
-                looked_at={"image": image, "path": path},
-                columns={"top": top, "proba": proba, "near": near},
-                loaded={"file": head, "backbone": backbone},
+                input_columns={"image": image, "path": path},
+                output_columns={"top": top, "proba": proba, "near": near},
+                model_options={"file": head, "backbone": backbone},
                 engine=engine,
                 max_pixels=max_pixels,
                 as_json=as_json,
@@ -92,15 +92,15 @@ def _predict(
     arguments: list[str],
     out: Path | None,
     *,
-    looked_at: dict[str, Any],
-    columns: dict[str, Any],
-    loaded: dict[str, Any],
+    input_columns: dict[str, Any],
+    output_columns: dict[str, Any],
+    model_options: dict[str, Any],
     engine: str,
     max_pixels: int,
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Predict, and print what failed; return how many inputs have no prediction."""
+    """Predict, print the failed inputs, and return the number of inputs without a prediction."""
     from pipeline.errors import ConfigError, counted
     from pipeline.heads.skops_import import skops_io
     from pipeline.predict.inputs import Inputs
@@ -109,10 +109,10 @@ def _predict(
     if out is not None and as_json:
         raise ConfigError(f"--json prints, and --out writes {out}: leave one of them out.")
     out = None if out is None else check_suffix(out)
-    inputs = Inputs(arguments, **looked_at, stdin=sys.stdin.buffer, out=out)
+    inputs = Inputs(arguments, **input_columns, stdin=sys.stdin.buffer, out=out)
     folder = find_run(run)
     if any(folder.glob("*.skops")):
-        skops_io()  # before torch: skops looks through all modules that are loaded
+        skops_io()  # before torch: skops inspects all loaded modules
 
     from pipeline.inference.trained_model import load
     from pipeline.predict.exported import find_exported, load_exported
@@ -127,17 +127,21 @@ def _predict(
     training, network = None, None
     exported = find_exported(folder)
     if exported is None:
-        model = load(folder, **loaded)
-        training, network = open_training_rows(model) if columns["near"] else (None, None)
-        asked = Columns(model, **columns, training=training)
+        model = load(folder, **model_options)
+        training, network = open_training_rows(model) if output_columns["near"] else (None, None)
+        table_columns = Columns(model, **output_columns, training=training)
     else:
-        needed = {"--near": columns["near"], "--head": loaded["file"], "--backbone": loaded["backbone"]}
+        needed = {
+            "--near": output_columns["near"],
+            "--head": model_options["file"],
+            "--backbone": model_options["backbone"],
+        }
         if extra := [name for name, value in {**needed, "--engine": engine != "auto"}.items() if value]:
             raise ConfigError(
                 f"{folder}: an exported model is one file: leave {' and '.join(extra)} out, or name the run."
             )
-        asked = Columns(load_exported(exported), **columns)
-    text = TextTable(asked.schema)
+        table_columns = Columns(load_exported(exported), **output_columns)
+    text = TextTable(table_columns.schema)
 
     def show(table: Any) -> None:
         for line in json_lines(table) if as_json else text.lines(table):
@@ -151,9 +155,9 @@ def _predict(
     if not quiet:
         reporter = Reporter(message=log, bar=lambda title: terminal.bar(title, "images"))
         reporter = reporter if sys.stderr.isatty() else replace(reporter, log=log)
-    with nullcontext(show) if out is None else open_writer(out, asked.schema) as write:
-        done = predict_all(
-            asked,
+    with nullcontext(show) if out is None else open_writer(out, table_columns.schema) as write:
+        result = predict_all(
+            table_columns,
             inputs,
             write,
             near=network,
@@ -164,13 +168,14 @@ def _predict(
             reporter=reporter,
         )
     if out is not None:
-        log(f"{out}: {counted(done.rows, 'row')}")
-    for kind, count in done.others.items():
+        log(f"{out}: {counted(result.rows, 'row')}")
+    for kind, count in result.others.items():
         log(f"{counted(count, f'{kind} file')} of the inputs: no images, and no rows")
-    if done.failed:
-        log(f"{done.failed:,} of {counted(done.rows, 'input')} could not be predicted:")
-        for path, why in done.first_errors:
+    if result.failed:
+        log(f"{result.failed:,} of {counted(result.rows, 'input')} could not be predicted:")
+        for path, why in result.first_errors:
             log(f"  {path}: {why}")
-        if done.failed > len(done.first_errors):
-            log(f"  … and {done.failed - len(done.first_errors):,} more" + (f": see `error` in {out}" if out else ""))
-    return done.failed
+        if result.failed > len(result.first_errors):
+            more = result.failed - len(result.first_errors)
+            log(f"  … and {more:,} more" + (f": see `error` in {out}" if out else ""))
+    return result.failed

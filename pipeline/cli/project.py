@@ -1,4 +1,4 @@
-"""Commands under "A project": the settings of params.yaml, what they would compute, and the run."""
+"""Commands under "A project": list and check settings, forecast extractions, and run the pipeline."""
 
 import importlib
 import sys
@@ -69,7 +69,7 @@ def check(
 
 
 def problems_of(params: Path) -> list[str]:
-    """Return every problem of settings that lie in the working directory, as `icecore check` finds them."""
+    """Return every problem of settings, as `icecore check` does, with paths relative to the working directory."""
     from stages import check_files_and_models, project
 
     values, problems = project.examine(params)
@@ -126,7 +126,7 @@ def forecast(
 
 
 def _forecast_disk(name: str) -> Any:
-    """Return the request of an entry of `extract` in params.yaml, and the bytes that it takes."""
+    """Return the request of an entry of `extract` in params.yaml, and the forecast of its bytes on disk."""
     from pipeline.extract.disk_check import forecast_disk
     from pipeline.extract.request import read
     from pipeline.store import location
@@ -156,9 +156,9 @@ def repro(context: typer.Context) -> None:
 
 
 def run_pipeline(arguments: Sequence[str] = (), explain: Callable[[str], Iterable[str]] | None = None) -> None:
-    """Run the pipeline of the project in the working directory, as `icecore repro` does with some arguments.
+    """Run the pipeline of the project in the working directory, as `icecore repro` does with these arguments.
 
-    explain: returns the lines that are printed below the error of a stage that failed.
+    explain: returns the lines to print below the error of a failed stage.
     """
     from pipeline.cli.reproduce import reproduce, stages_of
     from pipeline.cli.results import leaderboard
@@ -177,9 +177,9 @@ def run_pipeline(arguments: Sequence[str] = (), explain: Callable[[str], Iterabl
 
 
 def run_in_process() -> None:
-    """Run all stages of the project in the working directory one after the other in this process, then `dvc commit`.
+    """Run all stages of the project in the working directory in this process, one after the other, then `dvc commit`.
 
-    The libraries are imported once: of a small project that is most of the time.
+    Libraries are imported only once, which takes most of the time of a small project.
     """
     from pipeline.cli.reproduce import commit, stages_of
     from pipeline.settings.params import read_params
@@ -200,7 +200,7 @@ def run_in_process() -> None:
 
 
 def note_upgrade() -> None:
-    """Bring the digests of the installed code up to date, and print which stages an upgrade changed."""
+    """Update the digests of the installed code, and print the stages that an upgrade changed."""
     from pipeline.projects.code import update_digests
 
     if changed := update_digests():

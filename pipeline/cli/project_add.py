@@ -1,4 +1,4 @@
-"""Commands of `icecore add`: entries of params.yaml, whose other lines stay as they are."""
+"""Commands of `icecore add`: write entries into params.yaml; its other lines do not change."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ OPTIONS_OF_FIT = {
     "head": "--head",
     "labels_per_class": "--labels-per-class",
 }
-"""Options of each command by the setting that messages of the library name."""
+"""The options of each command, by the name of the setting in messages of the library."""
 
 app = typer.Typer(help="Write an entry into params.yaml: a data set, a backbone, a run of heads.", no_args_is_help=True)
 
@@ -151,22 +151,22 @@ def fit(
 
 
 def _write(entries: "Sequence[Entry]") -> None:
-    """Write entries into params.yaml, unless they give it problems that it does not have yet."""
+    """Write entries into params.yaml; raises ConfigError if they would add problems to it."""
     from pipeline.files import temporary_path, write_text
     from pipeline.projects.entries import write_entries
     from pipeline.settings.check import refuse
 
-    path = PARAMS.resolve()  # of a link the file itself
+    path = PARAMS.resolve()  # the target of a symbolic link
     before = path.read_bytes().decode("utf-8")
     after = write_entries(before, entries)
-    aside = temporary_path(path.parent, PARAMS.name)
+    temporary = temporary_path(path.parent, PARAMS.name)
     try:
-        aside.write_text(after, encoding="utf-8", newline="")
-        if problems := problems_of(aside):
+        temporary.write_text(after, encoding="utf-8", newline="")
+        if problems := problems_of(temporary):
             known = problems_of(path)
             refuse((line for line in problems if line not in known), where="params.yaml stays as it is; it would have")
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     write_text(path, after)
     for entry in entries:
         added = "" if entry.value is not None else f": {entry.item}"

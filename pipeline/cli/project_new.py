@@ -25,7 +25,7 @@ OPTIONS = {
     "weights": "--weights",
     "file": "--weights-file",
 }
-"""Options of `icecore init` by the setting that messages of the library name."""
+"""The options of `icecore init`, by the name of the setting in messages of the library."""
 
 OPTIONS_OF_RUN = {**OPTIONS, "root": "PHOTOS", "base": "PHOTOS, with --list,"}
 
@@ -83,7 +83,7 @@ def init(
     from pipeline.projects.params_text import Extraction, params_text
 
     skeleton.check_folder(folder)
-    extractions = [Extraction(one) for one in _read_backbones(backbone, weights, weights_file)]
+    extractions = [Extraction(named) for named in _read_backbones(backbone, weights, weights_file)]
     data = _summarize(images, labels, image, target)
     kept = _write(folder, params_text(folder.resolve(), data, extractions), git=git)
     _print_written(folder, data, kept)
@@ -169,7 +169,7 @@ def run(
 
 
 def _name_options(error: str, folder: Path) -> list[str]:
-    """Return the options of `icecore run` that the error of a stage is about, and how they are changed."""
+    """Return lines on the options of `icecore run` in the error of a stage, and on how to change them."""
     lines = name_options(error, OPTIONS_OF_RUN)
     change = f"Change {folder / 'params.yaml'} and run again; or remove {folder}, to run with other options."
     return [*lines, change] if lines else []
@@ -178,7 +178,7 @@ def _name_options(error: str, folder: Path) -> list[str]:
 def _summarize(
     images: str | None, labels: Path | None, image: str | None, target: Sequence[str] | None
 ) -> "DataSummary | None":
-    """Return what the images hold; None where none are named."""
+    """Return the summary of the images and labels; None if neither is given."""
     from pipeline.projects.data_summary import summarize
 
     if images is None and labels is None:
@@ -199,24 +199,24 @@ def _read_backbones(
             f"--weights, --weights-file: expected one --backbone with them, got {len(models)}. Write those of the "
             "others into params.yaml."
         )
-    found = [read_backbone(model, WeightsOf(name=weights, file=weights_file)) for model in models]
-    named = [one.name for one in found]
-    if twice := sorted({name for name in named if named.count(name) > 1}):
+    backbones = [read_backbone(model, WeightsOf(name=weights, file=weights_file)) for model in models]
+    backbone_names = [named.name for named in backbones]
+    if twice := sorted({name for name in backbone_names if backbone_names.count(name) > 1}):
         raise ConfigError(f"--backbone: expected each once, got {', '.join(twice)} more than once. Leave one out.")
-    return found
+    return backbones
 
 
 def _with_blocks(backbones: "Sequence[NamedBackbone]") -> "list[Extraction]":
-    """Return each backbone's last layer; where they are fewer than three, taps of blocks too."""
+    """Return the extraction of each backbone: its last layer, and with fewer than three backbones, taps of blocks."""
     from pipeline.projects.backbone import block_taps
     from pipeline.projects.params_text import PENULTIMATE, Extraction
 
     count = {1: 2, 2: 1}.get(len(backbones), 0)
-    return [Extraction(one, {**PENULTIMATE, **block_taps(one, count)}) for one in backbones]
+    return [Extraction(named, {**PENULTIMATE, **block_taps(named, count)}) for named in backbones]
 
 
 def _write(folder: Path, params: str, *, git: bool = False) -> list[str]:
-    """Write a project whose settings have no problem; return what was there and stays. A refused one leaves nothing."""
+    """Write a project and return its files that existed before; raises ConfigError for wrong settings."""
     from pipeline.projects import skeleton
 
     with skeleton.new_folder(folder):
@@ -225,13 +225,13 @@ def _write(folder: Path, params: str, *, git: bool = False) -> list[str]:
 
 
 def _refuse_problems(folder: Path, params: str) -> None:
-    """Raise ConfigError with what `icecore check` would find in settings of a project in a folder."""
+    """Raise ConfigError with the problems that `icecore check` would report for the settings of a project."""
     import tempfile
 
     from pipeline.settings.check import refuse
 
-    with tempfile.TemporaryDirectory(prefix="icecore-init-") as aside:
-        path = Path(aside) / "params.yaml"
+    with tempfile.TemporaryDirectory(prefix="icecore-init-") as temporary:
+        path = Path(temporary) / "params.yaml"
         path.write_text(params, encoding="utf-8")
         with contextlib.chdir(folder):
             problems = problems_of(path)
@@ -248,7 +248,7 @@ def _refuse_changed_options(
     weights: str | None,
     weights_file: Path | None,
 ) -> None:
-    """Raise ConfigError where options of `icecore run` differ from the settings of the project in a folder."""
+    """Raise ConfigError if options of `icecore run` differ from the settings of the project in a folder."""
     from pipeline.projects.changed_options import changed_backbone_options, changed_data_options
     from pipeline.settings.params import read_params
 
@@ -269,7 +269,7 @@ def _refuse_changed_options(
 
 
 def _best_run() -> str:
-    """Return the run on all labels that the leaderboard has first."""
+    """Return the best run on all labels, according to the leaderboard."""
     from pipeline.report import leaderboard
     from stages import project
 

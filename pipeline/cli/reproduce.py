@@ -1,8 +1,8 @@
-"""Run `dvc repro` with headings: the number of each stage, the time that is left, and where the time went.
+"""Run `dvc repro` with headings: the number of each stage, the remaining time, and a summary of the time spent.
 
-DVC decides what runs. Its lines about stages are read from its standard output. The output of stages passes through.
-Their progress bars, on standard error, are not touched. `TIMES` has the seconds of each stage, in DVC's folder for
-files of this machine; the time that is left is the sum over the stages to come.
+DVC decides which stages run. This module parses DVC's lines about stages from its standard output, and prints the
+output of stages unchanged. Progress bars of stages go to standard error, which is not read. `TIMES` stores the seconds
+of each stage, in DVC's folder for files of this machine; the remaining time is the sum over the stages to come.
 """
 
 import importlib
@@ -37,11 +37,11 @@ OF_DVC = re.compile(
     r"To (track the changes|enable auto staging)|\tgit add |\tdvc config core\.autostage|"
     r"Use `dvc push` to send"
 )
-"""Lines of DVC that repeat the headings or do not matter here."""
+"""Lines of DVC to hide: they repeat the headings, or do not matter here."""
 
 SLOWEST = 5  # stages named in the summary
 ERROR_LINES = 8  # of an error in the summary
-SHORT = 120  # characters of an error that the summary repeats though it stands right above
+SHORT = 120  # characters of an error that the summary repeats even if the error is right above
 
 
 def stages_of(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
@@ -58,17 +58,17 @@ def stages_of(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[st
 
 @dataclass
 class Run:
-    """The state of a run of DVC, read from its lines."""
+    """The state of a run of DVC, parsed from its output."""
 
     stages: Sequence[str]
-    """Stages that may run; empty if unknown."""
+    """The stages that may run; empty if unknown."""
 
     known: Mapping[str, float]
-    """Seconds of stages in earlier runs."""
+    """The seconds of stages in earlier runs."""
 
     say: Callable[[str], None]
     errors: Callable[[], Mapping[str, str]] = dict
-    """Returns the errors that stages have noted so far."""
+    """Returns the errors of stages so far."""
 
     starting: Callable[[], None] = lambda: None
     """Called when a stage starts."""
@@ -88,12 +88,12 @@ class Run:
         self._skipped = 0  # since the last line about them
 
     def read(self, lines: Iterable[str]) -> None:
-        """Show the lines of DVC as they come."""
+        """Show lines of DVC as they arrive."""
         for line in lines:
             self.take(line.rstrip("\n"))
 
     def end(self, status: int) -> None:
-        """Close the last stage by the exit status of DVC."""
+        """Finish the last stage, according to the exit status of DVC."""
         if status and self.current is not None:
             self.say(f"{self.current}: not done, after {duration(self.clock() - self._since)}\n")
             self.failed, self.current = self.failed + 1, None
@@ -101,13 +101,13 @@ class Run:
         self._say_skipped()
 
     def take(self, line: str) -> None:
-        """Show one line of DVC, or its heading."""
+        """Show a line of DVC, or a heading instead of it."""
         if match := RUNNING.match(line):
             self._close()
             self._say_skipped()
             self.current = self.last = match[1]
             self._since = self.clock()
-            self.say(f"Running stage {self._number()}, {self.current}{self._left()}")
+            self.say(f"Running stage {self._stage_number()}, {self.current}{self._remaining_time()}")
             self.starting()
         elif match := UNCHANGED.match(line):
             self._close()
@@ -118,12 +118,12 @@ class Run:
         elif line and not OF_DVC.match(line):
             self.say(line)
 
-    def _number(self) -> str:
+    def _stage_number(self) -> str:
         number = len(self.spent) + len(self.unchanged) + self.failed + 1
         return f"{number} of {len(self.stages)}" if self.stages else str(number)
 
-    def _left(self) -> str:
-        """Return how long the stages to come took in earlier runs, in words; "" if that is unknown."""
+    def _remaining_time(self) -> str:
+        """Return how long the remaining stages took in earlier runs, in words; empty if unknown."""
         rest = [name for name in self.stages if name not in self.spent and name not in self.unchanged]
         times = [self.known[name] for name in rest if name in self.known]
         if not times:
@@ -151,7 +151,7 @@ class Run:
             self._skipped = 0
 
     def summary(self) -> str:
-        """Return how many stages ran, and where the time went."""
+        """Return the number of stages that ran, and the seconds of the slowest."""
         total = self.clock() - self._start
         stages = len(self.spent) + len(self.unchanged) + self.failed
         counts = f"{len(self.spent)} of {stages} stages ran, in {duration(total)}"
@@ -174,9 +174,9 @@ def reproduce(
 ) -> tuple[int, Collection[str]]:
     """Run `dvc repro` with some arguments and show its stages; return the exit status and the stages that ran.
 
-    Where stages failed, the last lines name each with its error and the lines that `explain` returns for it; the
-    status is 1. When the user interrupts the run, DVC ends its stage, which keeps its finished work, and then itself;
-    this function waits for both.
+    If stages failed, the last lines name each with its error and the lines that `explain` returns for it, and the
+    status is 1. If the user interrupts the run, DVC waits for its stage, which keeps its finished work, and exits; this
+    function waits for DVC.
     """
     with requires("pipeline", what="`icecore repro`"):
         importlib.import_module("dvc")
@@ -206,7 +206,7 @@ def reproduce(
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C, which a terminal sends to DVC and its stage too. Processes that are started do not ignore it."""
+    """Ignore Ctrl-C, which the terminal also sends to DVC and its stage; these do not ignore it."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)
@@ -217,28 +217,28 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 def commit() -> None:
-    """Let DVC take what lies below data/ as what the stages made, without running any."""
+    """Commit the files below data/ to DVC as the outputs of the stages, without running stages."""
     with requires("pipeline", what="`dvc commit`"):
         importlib.import_module("dvc")
     subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "--quiet"], check=True)
 
 
 def _search_path() -> str:
-    """Return PATH with the folders of this command and of its Python first, whose commands stages are to be."""
+    """Return PATH with the folders of this command and of its Python first, so that stages use these."""
     command = Path(sys.argv[0]).absolute()
     folders = [command.parent] if command.name == "icecore" and command.is_file() else []
     return os.pathsep.join([*map(str, folders), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _read_errors(path: Path) -> dict[str, str]:
-    """Return the error of each stage whose last note is one."""
+    """Return the error of each stage whose last note has an error."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     last = {note["stage"]: note["error"] for note in map(json.loads, lines)}
     return {stage: str(error) for stage, error in last.items() if error is not None}
 
 
 def _shorten(error: str, *, is_above: bool) -> str:
-    """Return an error for the summary; of a long one that stands right above, only where it is."""
+    """Return an error for the summary; a long error that was printed right above is only referred to."""
     lines = error.splitlines() or [""]
     if is_above and (len(lines) > 1 or len(error) > SHORT):
         return "see its error above"

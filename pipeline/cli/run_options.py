@@ -1,4 +1,4 @@
-"""The arguments by which `predict`, `export` and `explain` name a run, and the folder that is meant."""
+"""The arguments with which `predict`, `export` and `explain` select a run, and the lookup of its folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +13,9 @@ BackboneFolder = Annotated[
 
 
 def find_run(name: str) -> Path:
-    """Return the folder of a run by its name in the project, or by its path.
+    """Return the folder of a run, given its name in the project or its path.
 
-    Raises DataError for a run that params.yaml names and that was not made yet, and for a name outside of a project.
+    Raises DataError for a run of params.yaml that was not computed yet, and for a name outside of a project.
     """
     from pipeline.errors import DataError
     from pipeline.settings.params import read_params

@@ -1,4 +1,4 @@
-"""The sources of a run's teachers on disk: their scores are computed again, and their networks are opened."""
+"""Locate the files that a run's teachers were computed from, to verify their logits and to open their networks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.training.job import RunPaths
 
 @dataclass(frozen=True)
 class Paths(RunPaths):
-    """Where a run reads and writes. `tasks`, `teachers`, `models`, `backbones`, `features`: folders of all of them."""
+    """The paths of a run. `tasks`, `teachers`, `models`, `backbones`, `features`: the folders of all of their kind."""
 
     tasks: Path
     student: Path
@@ -32,7 +32,7 @@ class Paths(RunPaths):
 
 
 def verify_teacher(teacher: Teacher, paths: Paths, samples: Samples, *, seed: int) -> None:
-    """Compute a handful of a teacher's scores again, of samples that it has; raises what `verify.recompute` does."""
+    """Recompute a teacher's logits of a few samples and compare them; raises what `verify.recompute` raises."""
     rows = np.flatnonzero(teacher.has(samples.keys))
     rows = np.sort(np.random.default_rng(seed).choice(rows, min(verify.ROWS, len(rows)), replace=False))
     sources = sources_of(teacher, paths)
@@ -43,7 +43,7 @@ def verify_teacher(teacher: Teacher, paths: Paths, samples: Samples, *, seed: in
 
 
 def sources_of(teacher: Teacher, paths: Paths) -> verify.Sources:
-    """Return what a teacher was made from, as it lies on disk now."""
+    """Return the folders that a teacher was computed from."""
     run, backbone = teacher.record["run"], teacher.record["settings"]["backbone"]
     if run == BACKBONE:
         return verify.Sources(paths.backbones / backbone)
@@ -55,9 +55,9 @@ def sources_of(teacher: Teacher, paths: Paths) -> verify.Sources:
 def open_network(
     config: DistillConfig, task: StudentTask, paths: Paths, inputs: InputSpec
 ) -> tuple[OnlineTeacher | None, dict[str, Tap]]:
-    """Return the teacher that runs in each step, None for stored scores, and the taps of the hints, by their nodes.
+    """Return the online teacher, None for stored logits, and the tap of each hint by its node.
 
-    inputs: the student's. Raises TrainingError for a teacher that is a head, and for hints that it has not stored.
+    inputs: the student's input. Raises TrainingError for a teacher that is a head, and for hints that are not stored.
     """
     if not (config.online or config.losses.hint_names):
         return None, {}

@@ -1,4 +1,4 @@
-"""The heads that the classifier of a pretrained student starts as: one per task, fitted to what the student sees."""
+"""Fit a linear probe per task, from which the classifier of a pretrained student starts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,31 +28,32 @@ def fit_task_probe(
     *,
     reads_labels: bool,
 ) -> Probe:
-    """Fit a head of one task to what the student is shown: to labels, and where there are none to the teachers.
+    """Fit a probe of a task to the student's training samples: to labels, or to the teachers' classes without a label.
 
-    number: of the task among `tasks`. last: the student's last layer. reads_labels: whether labels have a weight.
+    number: the index of the task in `tasks`. last: the student's last layer. reads_labels: whether the loss uses
+    labels.
     """
     task = tasks[number]
-    labelled = distill_set.labels[:, number] != NO_LABEL if reads_labels else np.zeros(len(distill_set.keys), bool)
+    has_label = distill_set.labels[:, number] != NO_LABEL if reads_labels else np.zeros(len(distill_set.keys), bool)
     rows = key_arrays.find(task.keys, distill_set.keys)
-    own = np.unique(rows[labelled & (rows >= 0)])
+    own = np.unique(rows[has_label & (rows >= 0)])
     others = np.setdiff1d(rows[distill_set.known[:, number] & (rows >= 0)], own)
     others = np.sort(np.random.default_rng(0).permutation(others)[:MOST_ROWS])
     targets = task.task.targets.copy()
     if len(others):
         logits = task.logits(task.keys[others], None)
-        several = task.task.kind == "multilabel"
-        targets[others] = logits > 0 if several else np.asarray(task.classes, object)[logits.argmax(axis=1)]
+        multilabel = task.task.kind == "multilabel"
+        targets[others] = logits > 0 if multilabel else np.asarray(task.classes, object)[logits.argmax(axis=1)]
 
     def clean(rows: np.ndarray) -> PixelSamples:
         return PixelSamples(pixels, label_targets(tasks, number, rows), task.keys[rows], seed=0)
 
-    shown = replace(distill_set.training, rows=np.union1d(own, others))
-    return fit_probe(task.task, shown, last, student, clean, context, targets=targets)
+    training = replace(distill_set.training, rows=np.union1d(own, others))
+    return fit_probe(task.task, training, last, student, clean, context, targets=targets)
 
 
 def join_heads(last: nn.Module, parts: Sequence[tuple[OutputSlice, nn.Linear | None]]) -> nn.Linear:
-    """Return the heads of all tasks as one layer; a task without a head gets the outputs of the layer `last`."""
+    """Return the probes of all tasks as one layer; a task without a probe keeps the outputs of the layer `last`."""
     weight, bias = last.get_parameter("weight").flatten(1), last.get_parameter("bias")
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():

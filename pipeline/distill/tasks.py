@@ -1,4 +1,4 @@
-"""The tasks that a student learns, each with its teachers: classes matched by name, and who speaks of which samples."""
+"""The tasks of a student with their teachers: match classes by name, and select the samples with teacher logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from pipeline.teach.teacher import Teacher, check_compatible
 
 @dataclass(frozen=True)
 class StudentTask:
-    """A task, its columns of the student's outputs, and its teachers.
+    """A task, its slice of the student's outputs, and its teachers.
 
-    columns: of each teacher, which of its classes each class of the task is.
+    columns: for each teacher, the index of its output for each class of the task.
     """
 
     path: Path
@@ -54,14 +54,14 @@ class StudentTask:
         return self.task.classes
 
     def known(self, keys: np.ndarray) -> np.ndarray:
-        """Return which samples all teachers have scores of, bool (n,); none without a teacher."""
+        """Return which samples have logits of all teachers, bool (n,); False everywhere without a teacher."""
         if not self.teachers:
             return np.zeros(len(keys), bool)
         known: np.ndarray = np.logical_and.reduce([teacher.has(keys) for teacher in self.teachers])
         return known
 
     def logits(self, keys: np.ndarray, view: int | None) -> np.ndarray:
-        """Return logits float32 (n, classes of the task); of several teachers, of the mean of their probabilities."""
+        """Return logits float32 (n, classes of the task); with several teachers, of their mean probabilities."""
         own = [
             teacher.logits(keys, view)[:, columns] for teacher, columns in zip(self.teachers, self.columns, strict=True)
         ]
@@ -71,8 +71,8 @@ class StudentTask:
 def student_tasks(config: DistillConfig, *, tasks: Path, teachers: Path) -> list[StudentTask]:
     """Open the tasks of a run with their teachers, the task of the run first.
 
-    Raises TrainingError for a regression, for a teacher of another kind of task, for classes that differ, and for
-    teachers that do not go together.
+    Raises TrainingError for a regression, a teacher of another kind of task, different classes, and incompatible
+    teachers.
     """
     student_tasks: list[StudentTask] = []
     start = 0
@@ -98,20 +98,20 @@ def student_tasks(config: DistillConfig, *, tasks: Path, teachers: Path) -> list
     return student_tasks
 
 
-def output_names(subjects: Sequence[StudentTask]) -> list[str]:
-    """Return the names of a student's outputs: classes, and of several tasks `<task>:<class>`."""
-    if len(subjects) == 1:
-        return subjects[0].classes
-    return [f"{task.name}:{name}" for task in subjects for name in task.classes]
+def output_names(tasks: Sequence[StudentTask]) -> list[str]:
+    """Return the names of a student's outputs: classes, or `<task>:<class>` if there are several tasks."""
+    if len(tasks) == 1:
+        return tasks[0].classes
+    return [f"{task.name}:{name}" for task in tasks for name in task.classes]
 
 
-def check_same_preprocessing(config: DistillConfig, subjects: Sequence[StudentTask], inputs: InputSpec) -> Views | None:
-    """Return the stored views that the student gets, None for samples as they are.
+def check_same_preprocessing(config: DistillConfig, tasks: Sequence[StudentTask], inputs: InputSpec) -> Views | None:
+    """Return the settings of the stored views that the student trains on; None for the original samples.
 
-    Raises TrainingError where student and teacher would not see the same pixels, with the fields, and for views that
+    Raises TrainingError, with the fields, if the student's preprocessing differs from a teacher's, and for views that
     were not stored.
     """
-    teachers = {teacher.name: teacher for subject in subjects for teacher in subject.teachers}
+    teachers = {teacher.name: teacher for task in tasks for teacher in task.teachers}
     problems: list[str] = []
     for teacher in teachers.values():
         count = 0 if teacher.views is None else teacher.views.count
@@ -144,21 +144,21 @@ def check_same_preprocessing(config: DistillConfig, subjects: Sequence[StudentTa
     return views[first]
 
 
-def check_rows(subject: StudentTask, keys: np.ndarray) -> None:
-    """Raise DataError unless the teachers of a task have scores of these samples, with how many are missing."""
-    for teacher in subject.teachers:
-        there = teacher.has(keys)
-        if not there.all():
-            missing = key_arrays.to_hex(keys[~there])
+def check_rows(task: StudentTask, keys: np.ndarray) -> None:
+    """Raise DataError, with the number of missing samples, unless a task's teachers have logits of all samples."""
+    for teacher in task.teachers:
+        has_logits = teacher.has(keys)
+        if not has_logits.all():
+            missing = key_arrays.to_hex(keys[~has_logits])
             raise DataError(
-                f"{teacher.folder}: expected scores of all {len(keys):,} samples that {subject.name} is learned from, "
+                f"{teacher.folder}: expected scores of all {len(keys):,} samples that {task.name} is learned from, "
                 f"got {len(missing):,} without, the first is {missing[0]}. Add their data sets to "
                 f"`teach.{teacher.name}.datasets`, or run `icecore repro teach@{teacher.name}`."
             )
 
 
 def teacher_records(task: StudentTask) -> tuple[TeacherRecord, ...]:
-    """Return the records of the teachers of a task: of each the run, and of a run of fit which of its heads."""
+    """Return the records of the teachers of a task: the run of each, and for a run of `fit` the head."""
     records = []
     for teacher in task.teachers:
         known = teacher.record["settings"] | teacher.record["source"]

@@ -33,8 +33,8 @@ from pipeline.text import table
 
 AUTO = "auto"
 SECONDS = 4.0
-"""Timing takes no longer, all engines together, after each ran once; of a job that torch does in less than `LONG`, a
-twentieth of that time."""
+"""The seconds for timing all engines together, after a first run of each; a twentieth of torch's time for jobs shorter
+than `LONG`."""
 
 LONG = 80.0
 # How long torch must need for the whole job before another engine is prepared: OpenVINO traces a network in 2 s,
@@ -50,7 +50,7 @@ MIN_JOB_SECONDS = {
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run: a backbone, taps, and how."""
+    """A backbone with taps to run, the batch size and the precision. `cache`: the folder of the feature cache."""
 
     backbone: Backbone
     specs: Mapping[str, TapSpec]
@@ -59,7 +59,7 @@ class Job:
     cache: Path | None = None
 
     def engine(self, name: str, specs: Mapping[str, TapSpec] | None = None, *, precision: str | None = None) -> Engine:
-        """Make an engine for the job's taps, or for some of them."""
+        """Create an engine for the job's taps, or for the taps `specs`."""
         return create(
             name,
             self.backbone,
@@ -72,44 +72,46 @@ class Job:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """An engine, why it was chosen, and the card if the gate was passed just now."""
+    """An engine, the reason of the choice, and the card of the parity check if it ran for this choice."""
 
     name: str
     engine: Engine
     card: ParityCard | None = None
     why: str = "as the settings say"
     measured: str = ""
-    """What every engine did, as a table, where they were tried."""
+    """A table with the timing and the outcome of every engine; empty if engines were not timed."""
 
 
 class Choice(Settings):
-    """What is remembered. `samples`: torch was taken unmeasured for a job of so many."""
+    """A stored choice. `samples`: the size of a job too short to time other engines; None if they were timed."""
 
     engine: str
     samples: int | None = None
 
 
 def choose(name: str, job: Job, pixels: Callable[[], np.ndarray], *, samples: int, reporter: Reporter) -> EngineChoice:
-    """Take the engine `name`, or for `auto` the best; `pixels` gives the first of the `samples` that are to be run,
-    or none where none can be read.
+    """Return the engine `name`, or for `auto` the fastest engine that passes the parity check.
 
-    Raises EngineError if the one that was asked for cannot run, or none can. Nothing is gated but what was measured.
+    pixels: returns the first samples of the job; empty if none can be read. samples: the number of samples of the job.
+
+    Raises EngineError if the requested engine, or with `auto` every engine, cannot run. Only engines that were timed
+    get a parity check.
     """
     if name != AUTO:
         return EngineChoice(name, job.engine(name))
-    remembered = load_choice(job, samples)
-    if remembered is not None:
+    stored = load_choice(job, samples)
+    if stored is not None:
         try:
-            made = job.engine(remembered)
+            engine = job.engine(stored)
         except EngineError as error:
-            reporter.message(f"engine {remembered}, remembered for this machine, cannot run any more: {error}")
+            reporter.message(f"engine {stored}, remembered for this machine, cannot run any more: {error}")
         else:
-            return EngineChoice(remembered, made, why="remembered for this machine and backbone")
+            return EngineChoice(stored, engine, why="remembered for this machine and backbone")
     return _measure(job, pixels(), samples=samples, reporter=reporter)
 
 
 def gate(job: Job, name: str, engine: Engine, pixels: np.ndarray) -> ParityCard:
-    """Measure an engine against torch float32; raises EngineError with the taps that fail."""
+    """Check the parity of an engine with torch float32; raises EngineError with the taps that fail."""
     plain = name == "torch" and job.precision == "float32"
     reference = engine if plain else job.engine("torch", precision="float32")
     return _gate(job, engine, reference, pixels)
@@ -118,15 +120,13 @@ def gate(job: Job, name: str, engine: Engine, pixels: np.ndarray) -> ParityCard:
 def _gate(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> ParityCard:
     autocast = None
     if job.precision in ("bfloat16", "float16"):
-        ours = engine.provenance["engine"] == "torch"
-        autocast = engine if ours else job.engine("torch", precision=job.precision)
+        is_torch = engine.provenance["engine"] == "torch"
+        autocast = engine if is_torch else job.engine("torch", precision=job.precision)
     return check_parity(engine, reference, pixels, job.specs, batch_size=job.batch_size, autocast=autocast)
 
 
 def candidates(precision: str) -> list[str]:
-    """Return the engines that may run here in some precision: those of the GPU where there is one, else those of the
-    CPU.
-    """
+    """Return the engines that this machine can run in a precision: for its GPU if it has one, else for the CPU."""
     import torch
 
     names = ["torch", "torch_compiled"]
@@ -138,18 +138,18 @@ def candidates(precision: str) -> list[str]:
 
 
 def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) -> EngineChoice:
-    if not len(pixels):  # there is nothing to run
+    if not len(pixels):  # no samples to run
         return EngineChoice("torch", job.engine("torch"), why="nothing is to be computed")
-    names, few = candidates(job.precision), pixels[: min(ROWS, job.batch_size)]
+    names, small_batch = candidates(job.precision), pixels[: min(ROWS, job.batch_size)]
     if not names:
         raise EngineError(f"precision {job.precision!r}: no engine has it here. Choose float32.")
     notes: dict[str, str] = {}
     engines: dict[str, Engine] = {}
     reference = job.engine("torch", precision="float32")
-    per_row = _seconds_of_torch(reference, few) / len(few)
-    whole = per_row * samples
-    batch = pixels[: job.batch_size] if whole >= LONG else few
-    tried = [name for name in names if whole >= MIN_JOB_SECONDS[name]]
+    per_row = _time_torch(reference, small_batch) / len(small_batch)
+    job_seconds = per_row * samples
+    batch = pixels[: job.batch_size] if job_seconds >= LONG else small_batch
+    tried = [name for name in names if job_seconds >= MIN_JOB_SECONDS[name]]
     for name in tried:
         try:
             plain = name == "torch" and job.precision == "float32"
@@ -159,7 +159,7 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) 
             notes[name] = str(error)
             reporter.message(f"engine {name} is left out: {error}")
     short = len(tried) == 1 and len(names) > 1
-    best = {} if short else _time_engines(engines, batch, seconds=SECONDS * min(1.0, whole / LONG))
+    best = {} if short else _time_engines(engines, batch, seconds=SECONDS * min(1.0, job_seconds / LONG))
     torch_seconds = best.get("torch", per_row * len(batch))
     for name in sorted(engines, key=lambda name: best.get(name, 0.0)):
         try:
@@ -170,17 +170,17 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) 
             continue
         save_choice(job, Choice(engine=name, samples=samples if short else None))
         if short:
-            why = f"the whole job takes it about {whole:.0f} s, too little to try others"
+            why = f"the whole job takes it about {job_seconds:.0f} s, too little to try others"
             return EngineChoice(name, engines[name], card, why)
-        unlike = {name: "not tried: the job is too short" for name in names if name not in tried}
-        drawn = _describe_timings(best, len(batch), torch_seconds, job.precision, {name: "taken"} | unlike | notes)
+        untried = {name: "not tried: the job is too short" for name in names if name not in tried}
+        timings = _describe_timings(best, len(batch), torch_seconds, job.precision, {name: "taken"} | untried | notes)
         why = "the fastest" if name == "torch" else f"{torch_seconds / best[name]:.1f} times as fast as torch"
-        return EngineChoice(name, engines[name], card, why, drawn)
+        return EngineChoice(name, engines[name], card, why, timings)
     raise EngineError(bullets("no engine computes these taps", notes.values()))
 
 
-def _seconds_of_torch(engine: Engine, batch: np.ndarray) -> float:
-    """Return how long a batch takes; the first run, which prepares kernels, counts only where it takes long itself."""
+def _time_torch(engine: Engine, batch: np.ndarray) -> float:
+    """Return the seconds of a batch; the first run, which prepares kernels, counts only if it takes over a second."""
     for _ in range(2):
         start = time.perf_counter()
         engine.run({"pixels": batch})
@@ -191,15 +191,15 @@ def _seconds_of_torch(engine: Engine, batch: np.ndarray) -> float:
 
 
 def _time_engines(engines: Mapping[str, Engine], batch: np.ndarray, *, seconds: float) -> dict[str, float]:
-    """Return the best time of a batch for each engine, measured in turn, for so many seconds."""
+    """Return the best time of a batch for each engine, running the engines in turn for `seconds`."""
     best = dict.fromkeys(engines, np.inf)
-    begin = time.perf_counter()
+    start_of_all = time.perf_counter()
     while engines:
         for name, engine in engines.items():
             start = time.perf_counter()
             engine.run({"pixels": batch})
             best[name] = min(best[name], time.perf_counter() - start)
-        if time.perf_counter() - begin >= seconds:
+        if time.perf_counter() - start_of_all >= seconds:
             break
     return best
 
@@ -216,14 +216,14 @@ def _describe_timings(
         )
         for name in names
     ]
-    drawn = table((f"engine, {precision}", "samples/s", "of torch"), rows, inset=True).splitlines()
+    lines = table((f"engine, {precision}", "samples/s", "of torch"), rows, inset=True).splitlines()
     return "\n".join(
-        [drawn[0], *(f"{line}  {notes.get(name, '')}".rstrip() for line, name in zip(drawn[1:], names, strict=True))]
+        [lines[0], *(f"{line}  {notes.get(name, '')}".rstrip() for line, name in zip(lines[1:], names, strict=True))]
     )
 
 
 def save_choice(job: Job, choice: Choice) -> None:
-    """Write a choice down; a cache that cannot be written says what to do."""
+    """Store a choice in the cache; raises StoreError if the cache cannot be written."""
     if job.cache is None:
         return
     with writable(job.cache):
@@ -231,13 +231,13 @@ def save_choice(job: Job, choice: Choice) -> None:
 
 
 def load_choice(job: Job, samples: int) -> str | None:
-    """Return the engine that was chosen before, if the choice holds for so many samples."""
+    """Return the stored choice of engine if it is valid for this number of samples; None otherwise."""
     path = None if job.cache is None else _path(job, job.cache)
     if path is None or not path.is_file():
         return None
     try:
         choice = Choice.model_validate(read_json(path))
-    except ValueError:  # damaged, or of another version: it is measured again
+    except ValueError:  # damaged, or written by another version: measure again
         return None
     touch(path)
     if choice.engine not in ENGINES or (choice.samples is not None and samples > choice.samples):
@@ -250,7 +250,7 @@ def _path(job: Job, cache: Path) -> Path:
 
 
 def fingerprint(job: Job) -> dict[str, Any]:
-    """Return what a choice depends on: machine, network, taps, precision, size of batches, versions."""
+    """Return everything that a choice depends on: machine, network, taps, precision, batch size, versions."""
     spec = job.backbone.spec
     return {
         "machine": machine(),
@@ -265,16 +265,16 @@ def fingerprint(job: Job) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str | int]:
-    """Return processor, cores and GPU."""
+    """Return the names of processor and GPU, and the number of cores."""
     import torch
 
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:  # no Linux
-        named = []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:  # not Linux
+        names = []
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return {"processor": named[0] if named else platform.processor(), "cores": cores(), "gpu": gpu}
+    return {"processor": names[0] if names else platform.processor(), "cores": cores(), "gpu": gpu}
 
 
 def _version(package: str) -> str | None:
@@ -289,7 +289,7 @@ def _is_installed(module: str) -> bool:
 
 
 def gpus() -> int:
-    """Return how many GPUs this process sees."""
+    """Return the number of GPUs that this process can use."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

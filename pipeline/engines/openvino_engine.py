@@ -1,7 +1,7 @@
-"""OpenVINO: the network's graph on the CPU, a few rows a request, as many requests at once as the processor wants.
+"""Run a network's graph with OpenVINO on the CPU: a few rows per request, several requests in parallel.
 
-Requests of a fixed, small size keep their maps in the processor's cache, and a row's value does not depend on how many
-others are asked for.
+Small requests of a fixed size keep feature maps in the processor's cache, and make a row's values independent of the
+size of the batch.
 """
 
 import os
@@ -24,12 +24,12 @@ from pipeline.engines.padding import pad_batch, unpad
 from pipeline.errors import EngineError
 from pipeline.runtime import cores, versions
 
-ROWS = 4  # of one request
+ROWS = 4  # per request
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class OpenVINOEngine:
-    """Runs the graph a few rows at a time, several requests side by side."""
+    """An engine that runs the graph a few rows at a time, with several requests in parallel."""
 
     NAME = "openvino"
 
@@ -61,7 +61,7 @@ class OpenVINOEngine:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Engine, device, precision and versions."""
+        """Return engine, device, precision and versions."""
         record = {"engine": self.NAME, "device": "cpu", "precision": self.precision, "batch_size": self.batch_size}
         return {**record, "rows_a_request": self._shape[0], **versions("torch", "openvino")}
 
@@ -70,17 +70,17 @@ class OpenVINOEngine:
         return self.begin(batch)()
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
-        """Hand out the requests of a batch; no core waits for the last of them before the next batch is begun."""
+        """Start the requests of a batch and return a function that waits for them; batches may overlap."""
         rows, step = len(batch["pixels"]), self._shape[0]
         pixels = np.ascontiguousarray(pad_batch(batch["pixels"], -(-rows // step) * step))
         values = [np.empty((len(pixels), *shape), dtype=np.float32) for shape in self._outputs]
-        left = _PendingRequests(len(pixels) // step, pixels)
+        pending = _PendingRequests(len(pixels) // step, pixels)
         for start in range(0, len(pixels), step):
             part = slice(start, start + step)
-            self._queue.start_async({0: pixels[part]}, userdata=(values, part, left), share_inputs=True)
+            self._queue.start_async({0: pixels[part]}, userdata=(values, part, pending), share_inputs=True)
 
         def wait() -> dict[str, np.ndarray]:
-            while not left.wait(1.0):  # seconds
+            while not pending.wait(1.0):  # seconds
                 self._queue.wait_all()  # raises what a request raised
             return unpad(values, self._specs, rows)
 
@@ -88,29 +88,29 @@ class OpenVINOEngine:
 
     @staticmethod
     def _store(request: Any, where: "tuple[list[np.ndarray], slice, _PendingRequests]") -> None:
-        values, part, left = where
+        values, part, pending = where
         for number, value in enumerate(values):
             value[part] = request.get_output_tensor(number).data
-        left.one_less()
+        pending.count_done()
 
 
 class _PendingRequests:
-    """How many requests of a batch are not done yet; it keeps the pixels that they read."""
+    """The number of unfinished requests of a batch, with a reference to the pixels that the requests read."""
 
     def __init__(self, count: int, pixels: np.ndarray) -> None:
         self._pixels = pixels
-        self._count, self._lock, self._none = count, threading.Lock(), threading.Event()
+        self._count, self._lock, self._all_done = count, threading.Lock(), threading.Event()
 
-    def one_less(self) -> None:
-        """Count a request as done."""
+    def count_done(self) -> None:
+        """Count a request as finished."""
         with self._lock:
             self._count -= 1
             if not self._count:
-                self._none.set()
+                self._all_done.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for all of them, so long at most; whether they are done."""
-        return self._none.wait(seconds)
+        """Wait for all requests, at most this many seconds; return whether all are finished."""
+        return self._all_done.wait(seconds)
 
 
 def compile_model(model: Any, shape: tuple[int, ...], precision: str) -> Any:
@@ -135,9 +135,9 @@ compile_model(openvino.Core().read_model(sys.argv[1]), shape, sys.argv[2])({0: n
 
 
 def try_in_subprocess(model: Any, shape: tuple[int, ...], precision: str) -> None:
-    """Run one request in a process of its own; raises EngineError if that process is ended.
+    """Run one request in a subprocess; raises EngineError if the subprocess fails.
 
-    Some virtual machines name matrix instructions (AMX) among what the processor has, and end whoever uses them.
+    Some virtual machines report matrix instructions (AMX) of the processor, but kill processes that use them.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE

@@ -1,8 +1,8 @@
-"""A backbone and its taps as a model of OpenVINO: pixels in, one output per tap, in the order of the taps.
+"""Convert a backbone with its taps to an OpenVINO model: pixels in, one output per tap, in the order of the taps.
 
-OpenVINO reads the network from a trace, which takes a tenth of an export to ONNX. A trace holds what happened for one
-example. Torch warns where that depends on values or on the number of rows, and OpenVINO does not know every operator:
-such a network goes through ONNX, which has it or says why not.
+OpenVINO converts a trace of the network, which takes a tenth of the time of an export to ONNX. A trace records the
+operations on one example. If these depend on values or on the number of rows (torch warns), or if OpenVINO lacks an
+operator, the network is exported to ONNX instead, which raises an error that says why if it fails too.
 """
 
 import copy
@@ -29,9 +29,9 @@ FILE = "model.xml"
 
 
 def cached_model(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None) -> Any:
-    """Return the model, from `cache/openvino/` if it was made before.
+    """Return the model, from `cache/openvino/` if it was converted before.
 
-    Raises EngineError if neither a trace nor ONNX has a graph of the network, and StoreError if the cache cannot be
+    Raises EngineError if neither a trace nor ONNX can represent the network, and StoreError if the cache cannot be
     written.
     """
     if cache is None:
@@ -46,7 +46,7 @@ def cached_model(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Pat
 
 
 def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
-    """Return the digest of all that shapes the model. Projections and dtypes come after the graph."""
+    """Return the digest of everything that determines the model. Projections and dtypes are applied after the graph."""
     spec = backbone.spec
     return digest(
         {
@@ -68,7 +68,7 @@ def _convert(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | 
 
 
 def _trace(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Any | None:
-    """Return the model that a trace gives; None where the trace may not hold for other pixels."""
+    """Return the model from a trace; None if the trace may be wrong for other pixels."""
     module = copy.deepcopy(backbone.module).cpu().to(memory_format=torch.contiguous_format)
     whole = Tapped(Backbone(spec=backbone.spec, module=module), specs, early=False).eval()
     channels, height, width = backbone.spec.input.shape
@@ -78,6 +78,6 @@ def _trace(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Any | None:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             model = openvino.convert_model(whole, example_input=example)
-    except Exception:  # noqa: BLE001 - whatever a trace cannot hold, ONNX may, or says why not
+    except Exception:  # noqa: BLE001 - ONNX may support what a trace does not, and its error says why if not
         return None
     return model if len(model.inputs) == 1 and len(model.outputs) == len(specs) else None

@@ -1,6 +1,6 @@
-"""The gate before a bulk run: an engine's rows beside those of torch float32, and beside its own in other batches.
+"""Check the parity of an engine before a large run, with torch float32 and with itself in other batches.
 
-A tap that fails is refused by its name. What was measured is the reproducibility card, which lies beside the features.
+The error names each tap that fails. The measurements are stored with the features as a parity card.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from pipeline.errors import EngineError, bullets
 from pipeline.settings.check import Settings
 
 ROWS = 16
-"""Rows that float32 is compared on: what is computed otherwise shows in the first of them."""
+"""The number of rows compared in float32; a wrong computation shows in the first rows."""
 
 REDUCED_ROWS = 512
-"""Rows that reduced precision is compared on: a share of the neighbours of few rows says little."""
+"""The number of rows compared in reduced precision; the share of equal neighbours needs many rows."""
 
-ROW_BYTES = 2**28  # of all rows of the widest tap together
+ROW_BYTES = 2**28  # limit of all compared rows of the widest tap
 
 
 class ParityCard(Settings):
@@ -33,7 +33,7 @@ class ParityCard(Settings):
 
     @property
     def verdict(self) -> str:
-        """What the gate measured, in some words."""
+        """Return the measurements in a phrase."""
         taps = self.parity.values()
         if self.engine["precision"] == "float32":
             off = max(parity.relative for parity in taps)
@@ -49,7 +49,7 @@ class ParityCard(Settings):
 
 
 def rows_for(shapes: Mapping[str, tuple[int, ...]], batch_size: int, precision: str) -> int:
-    """Return how many samples the gate wants: one batch; for reduced precision 512, or fewer of wide taps."""
+    """Return the number of samples to compare: one batch; in reduced precision 512, or fewer for wide taps."""
     if precision == "float32":
         return batch_size
     widest = max(4 * int(np.prod(shape)) for shape in shapes.values())
@@ -57,27 +57,27 @@ def rows_for(shapes: Mapping[str, tuple[int, ...]], batch_size: int, precision: 
 
 
 def run_all(engine: Engine, pixels: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
-    """Return the rows of more samples than one batch has."""
+    """Run an engine on any number of samples, in batches; return the rows of each tap."""
     parts = [engine.run({"pixels": pixels[start : start + batch_size]}) for start in range(0, len(pixels), batch_size)]
     return {tap: np.concatenate([part[tap] for part in parts]) for tap in parts[0]}
 
 
 def batch_invariance(engine: Engine, batch: np.ndarray, full: Mapping[str, np.ndarray]) -> dict[str, dict[str, Parity]]:
-    """Return for each tap how two other batches of the same rows compare: the first row by itself, and an odd number of
-    rows in reverse order.
+    """Compare the rows of each tap with those of two other batches: a batch of one row, and an odd number of rows in
+    reverse order. Returns the parity by tap and batch.
     """
     odd = len(batch) - (len(batch) > 1 and len(batch) % 2 == 0)
     orders = {"1": np.arange(1), f"{odd} reversed": np.arange(odd)[::-1]}
     result: dict[str, dict[str, Parity]] = {tap: {} for tap in full}
     for name, order in orders.items():
-        got = engine.run({"pixels": np.ascontiguousarray(batch[order])})
+        reordered = engine.run({"pixels": np.ascontiguousarray(batch[order])})
         for tap, rows in full.items():
-            result[tap][name] = compare(rows[order], got[tap])
+            result[tap][name] = compare(rows[order], reordered[tap])
     return result
 
 
 def batch_of(pixels: np.ndarray, batch_size: int) -> np.ndarray:
-    """Return one batch of real samples; where there are too few, their negatives stand beside them."""
+    """Return one batch of real samples, filled up with their negatives if there are too few."""
     batch = pixels[:batch_size]
     return batch if len(batch) == batch_size else np.concatenate([batch, 255 - batch])[:batch_size]
 
@@ -93,8 +93,8 @@ def check_parity(
 ) -> ParityCard:
     """Measure an engine on real samples, uint8 (n, height, width, channels).
 
-    `reference` is torch float32. Raises EngineError with every tap that is not near enough to it, or whose values
-    depend on the batch.
+    `reference`: the engine torch in float32. Raises EngineError with every tap that differs too much from the
+    reference, or whose values depend on the batch.
     """
     provenance = dict(engine.provenance)
     reduced = provenance["precision"] != "float32"
@@ -102,10 +102,10 @@ def check_parity(
     pixels = pixels if reduced else pixels[:rows]
     batch = batch_of(pixels, rows)
     expected = run_all(reference, pixels, batch_size)
-    got = expected if engine is reference else run_all(engine, pixels, batch_size)
-    parity = {tap: compare(expected[tap], got[tap], neighbours=reduced) for tap in specs}
+    actual = expected if engine is reference else run_all(engine, pixels, batch_size)
+    parity = {tap: compare(expected[tap], actual[tap], neighbours=reduced) for tap in specs}
     enough = len(pixels) >= rows
-    full = {tap: values[:rows] for tap, values in got.items()} if enough else engine.run({"pixels": batch})
+    full = {tap: values[:rows] for tap, values in actual.items()} if enough else engine.run({"pixels": batch})
     batches = batch_invariance(engine, batch, full)
     problems = [
         f"tap {tap!r}, node {specs[tap].node!r}: {problem}"
@@ -115,8 +115,8 @@ def check_parity(
     problems += [
         f"tap {tap!r}, node {specs[tap].node!r}: its values depend on the batch ({name}: {problem[0]})"
         for tap, measured in batches.items()
-        for name, one in measured.items()
-        if (problem := one.problems(reduced=reduced))
+        for name, comparison in measured.items()
+        if (problem := comparison.problems(reduced=reduced))
     ]
     if problems:
         named = f"engine {provenance['engine']!r}, {provenance['precision']}"

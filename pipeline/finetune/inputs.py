@@ -1,4 +1,4 @@
-"""What a run trains on: the pixels of a task's samples, or stored rows of a tap and what of the network follows it."""
+"""The inputs of fine-tuning: pixels for the whole network, or stored rows of a tap for the part after the tap."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ from pipeline.training.freezing import TrainableParts
 
 
 class Inputs(Protocol):
-    """Samples of a task, and the part of a network that runs on them."""
+    """The samples of a task, and the part of a network that runs on them."""
 
     @property
     def name(self) -> str:
-        """Return what predictions call the inputs."""
+        """Return the name of the inputs in predictions."""
         ...
 
     @property
     def made_from(self) -> Mapping[str, Any]:
-        """Return what shapes a batch besides keys and seed."""
+        """Return the settings that determine a batch, apart from keys and seed."""
         ...
 
     def samples(self, rows: np.ndarray, targets: Tensor, *, training: bool, seed: int) -> Samples:
-        """Return rows of the task with their targets; for training augmented, or of augmented views."""
+        """Return rows of the task with their targets; for training with augmentation or augmented views."""
         ...
 
     def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:
@@ -46,13 +46,13 @@ class Inputs(Protocol):
         ...
 
     def enter(self, inputs: Tensor) -> Tensor:
-        """Convert the inputs of a batch, on the device, to what that part takes."""
+        """Convert the inputs of a batch, on the device, to the input of the trained part."""
         ...
 
 
 @dataclass(frozen=True)
 class FromPixels:
-    """Decoded images, augmented anew in each epoch; the whole network runs."""
+    """Decoded images, with new augmentation in each epoch; the whole network runs."""
 
     inputs: InputSpec
     pixels: Pixels
@@ -62,7 +62,7 @@ class FromPixels:
 
     @property
     def made_from(self) -> Mapping[str, Any]:
-        """Return the preprocessing; augmentation is in the settings of the run."""
+        """Return the preprocessing; the augmentation is in the settings of the run."""
         return {"input": self.inputs.model_dump(mode="json")}
 
     def samples(self, rows: np.ndarray, targets: Tensor, *, training: bool, seed: int) -> Samples:
@@ -70,7 +70,7 @@ class FromPixels:
         transforms = self.augment if training else ()
         return PixelSamples(self.pixels, targets, self.keys[rows], seed=seed, transforms=transforms)
 
-    def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:  # noqa: ARG002 - the other kind needs it
+    def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:  # noqa: ARG002 - `FromFeatures` needs it
         """Return the whole network."""
         return network
 
@@ -81,7 +81,7 @@ class FromPixels:
 
 @dataclass(frozen=True)
 class FromFeatures:
-    """Stored rows of a tap, of which an epoch draws a view for each sample; what comes after the tap runs."""
+    """Stored rows of a tap; each epoch draws a view per sample, and the part of the network after the tap runs."""
 
     tap: str
     node: str
@@ -91,12 +91,12 @@ class FromFeatures:
 
     @property
     def name(self) -> str:
-        """Return the tap."""
+        """Return the name of the tap."""
         return self.tap
 
     @property
     def made_from(self) -> Mapping[str, Any]:
-        """Return the addresses of what is read."""
+        """Return the cache addresses of the features."""
         return {"features": [features.index.address for features in (self.clean, *self.views)]}
 
     def samples(self, rows: np.ndarray, targets: Tensor, *, training: bool, seed: int) -> Samples:
@@ -105,19 +105,19 @@ class FromFeatures:
         return FeatureSamples(views, targets, self.keys[rows], seed=seed)
 
     def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:
-        """Return the part after the tap; the whole network is inside of it."""
+        """Return the part after the tap, which contains the whole network as a submodule."""
         return build_tail(network, self.node, spec=spec)
 
     def enter(self, inputs: Tensor) -> Tensor:
-        """Return the rows, maps channels-last in memory."""
+        """Return the rows; feature maps are channels-last in memory."""
         return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
 def open_features(folder: Path, tap: str, spec: BackboneSpec, *, views: int) -> tuple[Features, list[Features]]:
-    """Return the clean features of a tap and the views of it, all whole rows of these weights.
+    """Open the features of a tap and of its views, unpooled and from this backbone.
 
-    Raises TrainingError for a tap or a view that was not extracted, and for rows that were pooled; StoreError, naming
-    the fields, for features of another network.
+    Raises TrainingError for a tap or a view that was not extracted, and for pooled rows; StoreError, with the fields,
+    for features of another network.
     """
     there = sorted(path.parent.name for path in folder.glob("*/index.json"))
     if tap not in there:
@@ -156,9 +156,9 @@ def _check_identity(features: Features, spec: BackboneSpec) -> None:
 
 
 def check_frozen(network: nn.Module, spec: BackboneSpec, trainable: TrainableParts, node: str, *, epochs: int) -> None:
-    """Raise TrainingError if something before a cut would be trained in some epoch: stored rows would not follow."""
+    """Raise TrainingError if parameters before the tap would be trained in some epoch: stored rows would not change."""
     after = tail_parameters(network, node, spec=spec)
-    trainable.start(epochs)  # what is trained at the end has all that was trained before
+    trainable.start(epochs)  # parameters are only added, so the last epoch trains the most
     before = [name for name, value in network.named_parameters() if value.requires_grad and name not in after]
     trainable.start(0)
     if before:
@@ -169,9 +169,10 @@ def check_frozen(network: nn.Module, spec: BackboneSpec, trainable: TrainablePar
 
 
 def compare_stored_rows(network: nn.Module, spec: BackboneSpec, pixels: Pixels, features: Features, node: str) -> float:
-    """Compare stored rows with what a network computes now; return the difference over the largest value.
+    """Compare stored rows with the outputs of a network; return the largest difference over the largest value.
 
-    Raises TrainingError where that is more than the stored dtype explains: what was trained is no end of this network.
+    Raises TrainingError if the difference exceeds the tolerance of the stored dtype: the trained part then does not fit
+    to this network.
     """
     network.eval()
     like = next(network.parameters())

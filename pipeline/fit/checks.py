@@ -1,4 +1,4 @@
-"""The refusal of tasks that no head can learn."""
+"""Refuse tasks that no head can learn."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from pipeline.task import Task
 
 
 def check_targets(task: Task, *, where: str) -> None:
-    """Raise DataError for targets that are missing or no finite numbers, and for a task with nothing to tell apart."""
+    """Raise DataError for missing or non-finite targets, and for a classification with fewer than two classes."""
     column = task.table["target"]
     bad = np.flatnonzero(np.asarray(column.is_null()))
     if not len(bad) and task.kind == "regression":
@@ -24,15 +24,15 @@ def check_targets(task: Task, *, where: str) -> None:
 
 
 def check_classes(task: Task, rows: np.ndarray, *, where: str) -> None:
-    """Raise DataError for a class without training rows: a head cannot predict it."""
+    """Raise DataError for a class without training rows, and for a label that all training rows have."""
     if task.kind == "regression":
         return
     targets = task.targets[rows]
     if task.kind == "multilabel":
-        everywhere = [name for name, share in zip(task.classes, targets.mean(axis=0), strict=True) if share == 1]
-        if everywhere:
+        constant = [name for name, share in zip(task.classes, targets.mean(axis=0), strict=True) if share == 1]
+        if constant:
             raise DataError(
-                f"{where}: expected training rows without each class, got none without {', '.join(everywhere[:12])}. "
+                f"{where}: expected training rows without each class, got none without {', '.join(constant[:12])}. "
                 "Leave out what every row has."
             )
         missing = [name for name, has_rows in zip(task.classes, targets.any(axis=0), strict=True) if not has_rows]

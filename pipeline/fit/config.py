@@ -15,27 +15,28 @@ from pipeline.task import Kind
 from pipeline.workers import WorkersConfig
 
 FOLDS = 5
-"""Folds that rows are held out in, unless `validation` says how many."""
+"""The number of cross-validation folds, unless `validation` sets it."""
 
 SPLIT_ROWS = 1000
-"""From so many validation rows on they choose, and no folds.
+"""With at least this many validation rows, `validation: auto` uses the validation split instead of folds.
 
-C needs a hundred (`python benchmarks/validation.py`); to tell inputs apart within a point of accuracy takes a thousand.
+Choosing C needs a hundred rows (`python benchmarks/validation.py`); telling inputs apart that differ by a point of
+accuracy takes a thousand.
 """
 
 Input = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-def _form(search: Any) -> str:
-    """Return which of the forms of `search` a value has."""
+def _search_form(search: Any) -> str:
+    """Return the tag of the form that a value of `search` has: text or settings."""
     return "str" if isinstance(search, str) else "constrained-search"
 
 
 Search = Annotated[
     Annotated[Literal["auto", "none"], Tag("str")] | Annotated[SearchConfig, Tag("constrained-search")],
-    Discriminator(_form),
+    Discriminator(_search_form),
 ]
-"""What to search: what is usual of a head, nothing, or settings."""
+"""The search: `auto` (the usual one of a head), `none`, or its settings."""
 
 
 class RunConfig(WorkersConfig):
@@ -83,7 +84,7 @@ class FitConfig(Settings):
 
     @property
     def heads(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Map what predictions call a head to its name in the table and its parameters."""
+        """Map the name of a head in predictions to its name in the table of heads and its parameters."""
         if isinstance(self.head, dict):
             return {head_name(name): (name, params) for name, params in self.head.items()}
         names = (self.head,) if isinstance(self.head, str) else self.head
@@ -91,19 +92,19 @@ class FitConfig(Settings):
 
     @field_validator("head", mode="before")
     @classmethod
-    def _form(cls, head: Any) -> Any:
+    def _normalise_heads(cls, head: Any) -> Any:
         if isinstance(head, dict):
-            return {_named(name): {} if params is None else params for name, params in head.items()}
-        return [_named(name) for name in head] if isinstance(head, list | tuple) else _named(head)
+            return {_normalise_name(name): {} if params is None else params for name, params in head.items()}
+        return [_normalise_name(name) for name in head] if isinstance(head, list | tuple) else _normalise_name(head)
 
     @field_validator("pca", mode="before")
     @classmethod
-    def _number(cls, pca: Any) -> Any:
+    def _pca_settings(cls, pca: Any) -> Any:
         return {"components": pca} if isinstance(pca, int | float) and not isinstance(pca, bool) else pca
 
     @field_validator("search", mode="before")
     @classmethod
-    def _sweep(cls, search: Any) -> Any:
+    def _search_settings(cls, search: Any) -> Any:
         if search is None:
             return "none"
         if isinstance(search, str) and search not in ("auto", "none"):
@@ -114,7 +115,7 @@ class FitConfig(Settings):
 
     @field_validator("head")
     @classmethod
-    def _known(cls, head: Any) -> Any:
+    def _check_heads(cls, head: Any) -> Any:
         names = [head] if isinstance(head, str) else list(head)
         for name in names:
             if not heads.is_import_path(name) and name not in heads.known():
@@ -125,14 +126,14 @@ class FitConfig(Settings):
 
     @field_validator("inputs", "labels_per_class")
     @classmethod
-    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _check_distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         names = [value if isinstance(value, int) else input_name(value) for value in values]
         if len(set(names)) < len(names):
             raise ValueError("expected each of them once")  # twice the same fit would count as two draws
         return values
 
     @model_validator(mode="after")
-    def _together(self) -> "FitConfig":
+    def _check_combinations(self) -> "FitConfig":
         if self.params and not isinstance(self.head, str):
             raise ValueError("`params` is of one head. Of several write `head: {logistic: {C: 10}, ridge: {}}`")
         if self.labels_per_class and self.refit and "refit" in self.model_fields_set:
@@ -144,18 +145,18 @@ class FitConfig(Settings):
         streaming = [name for name, _ in self.heads.values() if heads.is_streaming(name)]
         if streaming and self.scale == "l2" and any("+" in input_name(name) for name in self.inputs):
             raise ValueError(f"{streaming[0]} cannot take the lengths of joined taps. Choose another `scale`")
-        if idle := list(self._idle(streaming)):
+        if idle := list(self._unused_settings(streaming)):
             raise ValueError("; ".join(idle))
         return self
 
     def search_of(self, name: str, params: dict[str, Any]) -> SearchConfig | None:
-        """Return what is searched of a head with these parameters; None where nothing is."""
+        """Return the search of a head with these parameters; None if there is none."""
         if isinstance(self.search, SearchConfig):
             return self.search
         return automatic_search(name, params) if self.search == "auto" else None
 
-    def _idle(self, streaming: list[str]) -> Iterator[str]:
-        """Yield the settings without effect with these heads; heads by import path may have anything."""
+    def _unused_settings(self, streaming: list[str]) -> Iterator[str]:
+        """Yield an error for each setting that has no effect with these heads."""
         names = [name for name, _ in self.heads.values()]
         if self.device != "cpu" and len(streaming) == len(names):
             yield f"`device` is of heads in memory, and {', '.join(names)} reads blocks: leave `device` out"
@@ -163,7 +164,10 @@ class FitConfig(Settings):
             yield f"`run` is of streaming heads, and {', '.join(names)} is none: leave `run` out"
 
     def unsuited(self, kind: Kind, *, validation: bool) -> list[str]:
-        """Return what does not suit a task of a kind, with or without validation rows; each begins with the setting."""
+        """Return the problems of these settings with a kind of task; each begins with the setting.
+
+        validation: whether the task has validation rows.
+        """
         problems = []
         if kind == "regression" and self.calibrate is not None:
             problems.append("calibrate: expected none for a regression, which has no probabilities. Leave it out.")
@@ -188,7 +192,7 @@ class FitConfig(Settings):
 
     @property
     def needs_split(self) -> str:
-        """Return the setting that needs validation rows in the task; empty where folds do, or nothing is held out."""
+        """Return the setting that needs validation rows in the task; empty if there is none."""
         if self.validation != "split":
             return ""
         asked = {
@@ -200,14 +204,14 @@ class FitConfig(Settings):
 
 
 def input_name(taps: str | tuple[str, ...]) -> str:
-    """Return the name of an input: its taps joined by +."""
+    """Return the name of an input: its taps, joined by +."""
     return taps if isinstance(taps, str) else "+".join(taps)
 
 
-def _named(head: Any) -> Any:
+def _normalise_name(head: Any) -> Any:
     return normalise_import_path(head) if isinstance(head, str) else head
 
 
 def head_name(head: str) -> str:
-    """Return what predictions and files call a head: of an import path, the class."""
+    """Return the name of a head in predictions and files; for an import path, the name of the class."""
     return head.rpartition(":")[2]

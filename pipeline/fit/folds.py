@@ -1,8 +1,8 @@
-"""Which rows are held out from a training set: those of the validation split, or each fold in its turn.
+"""Choose the held-out rows of a training set: the validation split, or cross-validation folds.
 
-Folds are of all rows that are learned from. They keep the classes' shares, rows of one group stay together, and where
-the test rows are of other domains than the rest, each fold is a domain. A class that would be missing from the training
-rows of some fold is never held out: with its whole group, where there are groups.
+Folds divide all rows that the head may learn from. Folds are stratified by class, rows of one group stay together, and
+if the test rows come from other domains than the rest, each fold is a domain. A class that would be missing from the
+training rows of a fold is never held out, nor is its group if the task has groups.
 """
 
 import warnings
@@ -17,13 +17,13 @@ from pipeline.fit.config import FOLDS, SPLIT_ROWS, FitConfig
 from pipeline.task import Task, Training
 
 SEED = 0
-MOST_DOMAINS = 10  # that are each held out in turn; more are held out several at a time
+MOST_DOMAINS = 10  # up to this number each domain is a fold; more domains are held out several at a time
 MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
 class Part:
-    """Row numbers of a task: what a head is fitted to, and what is held out from it."""
+    """Row numbers of a task: the rows that a head is fitted to, and the rows held out from it."""
 
     train: np.ndarray
     held: np.ndarray
@@ -31,10 +31,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Validation:
-    """The rows that the last head of a training set learns from, and the parts that choose before.
+    """How a training set is validated.
 
-    `record` is what `model.json` says; `notes` are sentences about what a person may not expect. `instead`: how a head
-    is validated that cannot be fitted to the folds.
+    learned: numbers of the rows of the final fit.
+    parts:   the validation split or the folds, on which the search chooses.
+    record:  the description in `model.json`.
+    notes:   sentences about what the user may not expect.
+    instead: the validation of a head that cannot be fitted to the folds.
     """
 
     learned: np.ndarray
@@ -45,16 +48,18 @@ class Validation:
 
     @property
     def held(self) -> np.ndarray:
-        """Return the numbers of all rows that some part holds out, ascending."""
+        """Return the numbers of all held-out rows, ascending."""
         return np.sort(np.concatenate([part.held for part in self.parts])) if self.parts else np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The rows that are learned from: their numbers, and of each row its stratum, its unit and its labels.
+class _FoldRows:
+    """The rows to divide into folds.
 
-    `strata`: text, the class or the rarest label; None of a regression. `units`: rows of one unit stay together; None
-    where each row stands by itself. `member`: bool (rows, classes).
+    numbers: the row numbers in the task.
+    strata:  the class or the rarest label of each row, as text; None for a regression.
+    units:   the group or domain of each row, which stays together; None if each row is its own unit.
+    member:  which classes each row has, bool (rows, classes).
     """
 
     numbers: np.ndarray
@@ -64,18 +69,18 @@ class _Rows:
 
 
 def validation_of(config: FitConfig, task: Task, training: Training) -> Validation:
-    """Return how a training set is validated; without `parts` where nothing can be held out."""
+    """Return the validation of a training set; without `parts` if nothing can be held out."""
     own = task.rows("validation")
     learned = training.rows
     if config.refit and training.labels is None:
         learned = np.sort(np.concatenate([training.rows, own]))
-    split = _split(training.rows, own, learned)
+    split = _split_validation(training.rows, own, learned)
     wanted = config.validation
     if wanted == "auto" and len(own) >= SPLIT_ROWS:
         wanted = "split"
     if wanted == "split":
         return split
-    folds = _folds(task, learned, FOLDS if isinstance(wanted, str) else wanted)
+    folds = _fold_validation(task, learned, FOLDS if isinstance(wanted, str) else wanted)
     if folds is not None:
         return replace(folds, instead=split)
     size = "all training rows" if training.labels is None else f"{counted(training.labels, 'label')} per class"
@@ -88,21 +93,21 @@ def validation_of(config: FitConfig, task: Task, training: Training) -> Validati
     )
 
 
-def _split(rows: np.ndarray, own: np.ndarray, learned: np.ndarray) -> Validation:
+def _split_validation(rows: np.ndarray, own: np.ndarray, learned: np.ndarray) -> Validation:
     if not len(own):
         return Validation(learned, [], {"method": "none"})
     return Validation(learned, [Part(rows, own)], {"method": "split", "held_rows": len(own)})
 
 
-def _folds(task: Task, numbers: np.ndarray, count: int) -> Validation | None:
-    rows, unit, notes = _rows(task, numbers)
-    splitter, name, k = _splitter(rows, count, unit)
+def _fold_validation(task: Task, numbers: np.ndarray, count: int) -> Validation | None:
+    rows, unit, notes = _read_rows(task, numbers)
+    splitter, name, k = _choose_splitter(rows, count, unit)
     if splitter is None:
         return None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # the notes say so, with names
         parts = list(splitter.split(np.zeros(len(numbers)), rows.strata, rows.units))
-    never_held = _never_held(rows, [train for train, _ in parts], unit)
+    never_held = _find_never_held(rows, [train for train, _ in parts], unit)
     folds = [
         Part(numbers[np.sort(np.concatenate([train, held[never_held[held]]]))], numbers[held[~never_held[held]]])
         for train, held in parts
@@ -114,15 +119,15 @@ def _folds(task: Task, numbers: np.ndarray, count: int) -> Validation | None:
     record = {"method": "folds", "splitter": name, "folds": len(folds), "seed": SEED, "held_rows": held_rows}
     if unit == "domain":
         notes = [f"each of {len(folds)} folds holds out rows of other domains", *notes]
-    notes += _rare(rows, k, int(never_held.sum()))
+    notes += _note_rare(rows, k, int(never_held.sum()))
     return Validation(numbers, folds, record, notes)
 
 
 Unit = Literal["row", "group", "domain"]
 
 
-def _rows(task: Task, numbers: np.ndarray) -> tuple[_Rows, Unit, list[str]]:
-    """Return the rows with what keeps them together, and notes on that."""
+def _read_rows(task: Task, numbers: np.ndarray) -> tuple[_FoldRows, Unit, list[str]]:
+    """Return the rows with their strata and units, the kind of the units, and notes on them."""
     targets = task.targets[numbers]
     strata: np.ndarray | None = None
     member = np.zeros((len(numbers), 0), dtype=bool)
@@ -137,28 +142,28 @@ def _rows(task: Task, numbers: np.ndarray) -> tuple[_Rows, Unit, list[str]]:
     columns = task.table.column_names
     groups = task.table["group"].to_numpy(zero_copy_only=False)[numbers] if "group" in columns else None
     if "domain" in columns:
-        every = task.table["domain"].to_numpy(zero_copy_only=False)
-        own, tested = set(every[numbers]), set(every[task.rows("test")])
+        all_domains = task.table["domain"].to_numpy(zero_copy_only=False)
+        own, tested = set(all_domains[numbers]), set(all_domains[task.rows("test")])
         if None not in own | tested and tested and not own & tested:
-            domains = every[numbers].astype(str)
+            domains = all_domains[numbers].astype(str)
             whole = groups is None or all(len(set(domains[groups == group])) == 1 for group in set(groups))
             if len(own) > 1 and whole:
-                return _Rows(numbers, strata, domains, member), "domain", []
+                return _FoldRows(numbers, strata, domains, member), "domain", []
             return (
-                _Rows(numbers, strata, None if groups is None else groups.astype(str), member),
+                _FoldRows(numbers, strata, None if groups is None else groups.astype(str), member),
                 "row" if groups is None else "group",
                 [
-                    f"test rows are of other domains ({_named(tested)}) than all held-out rows ({_named(own)}), which "
-                    "therefore look better"
+                    f"test rows are of other domains ({_join_names(tested)}) than all held-out rows "
+                    f"({_join_names(own)}), which therefore look better"
                 ],
             )
     if groups is not None:
-        return _Rows(numbers, strata, groups.astype(str), member), "group", []
-    return _Rows(numbers, strata, None, member), "row", []
+        return _FoldRows(numbers, strata, groups.astype(str), member), "group", []
+    return _FoldRows(numbers, strata, None, member), "row", []
 
 
-def _splitter(rows: _Rows, count: int, unit: Unit) -> tuple[Any, str, int]:
-    """Return a splitter of scikit-learn, its name and its number of folds; None where there would be fewer than two."""
+def _choose_splitter(rows: _FoldRows, count: int, unit: Unit) -> tuple[Any, str, int]:
+    """Return a scikit-learn splitter, its name and its number of folds; None if there would be fewer than two."""
     from sklearn import model_selection
 
     k = min(count, len(rows.numbers) if rows.units is None else len(set(rows.units)))
@@ -176,10 +181,11 @@ def _splitter(rows: _Rows, count: int, unit: Unit) -> tuple[Any, str, int]:
     return getattr(model_selection, name)(n_splits=k, shuffle=True, random_state=SEED), name, k
 
 
-def _never_held(rows: _Rows, trains: Sequence[np.ndarray], unit: Unit) -> np.ndarray:
-    """Return the rows that every fold learns from, bool (rows,): of classes that a fold would not learn.
+def _find_never_held(rows: _FoldRows, trains: Sequence[np.ndarray], unit: Unit) -> np.ndarray:
+    """Return a mask, bool (rows,), of the rows to keep in the training rows of every fold.
 
-    Of several labels also the rows without a label that all training rows of a fold have.
+    These are the rows of classes that would be missing from the training rows of some fold and, in a multilabel task,
+    the rows without a label that all training rows of some fold have.
     """
     never_held = np.zeros(len(rows.numbers), dtype=bool)
     for train in trains:
@@ -192,7 +198,7 @@ def _never_held(rows: _Rows, trains: Sequence[np.ndarray], unit: Unit) -> np.nda
     return never_held
 
 
-def _rare(rows: _Rows, folds: int, never_held: int) -> list[str]:
+def _note_rare(rows: _FoldRows, folds: int, never_held: int) -> list[str]:
     """Return notes on classes with fewer rows than folds, and on rows that are never held out."""
     counts = rows.member.sum(axis=0)
     few = int(((counts > 0) & (counts < folds)).sum())
@@ -205,6 +211,6 @@ def _rare(rows: _Rows, folds: int, never_held: int) -> list[str]:
     return notes
 
 
-def _named(names: set[Any]) -> str:
+def _join_names(names: set[Any]) -> str:
     listed = sorted(map(str, names))
     return ", ".join(listed[:MOST_NAMED]) + (", …" if len(listed) > MOST_NAMED else "")

@@ -1,4 +1,4 @@
-"""The features of a run: every tap read once into memory, or rows that streaming heads read in blocks."""
+"""Read the features of a run: each tap once into memory, or rows in blocks for streaming heads."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,7 @@ from pipeline.streaming.rows import Rows, reading_order
 from pipeline.workers import WorkersConfig
 
 GB = 1e9
-# Besides the taps themselves: the joined input and its training rows.
-COPIES = 2
+COPIES = 2  # in addition to the taps: the joined input and its training rows
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,11 @@ class Matrix:
     X: np.ndarray
 
     def order(self, rows: np.ndarray) -> np.ndarray:
-        """Return the order in which rows are best read: as they are."""
+        """Return the fastest order to read rows in: the given one."""
         return np.arange(len(rows))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows of these numbers, in their order."""
+        """Return the rows with these numbers, in this order."""
         return np.asarray(self.X[rows])
 
 
@@ -40,8 +39,8 @@ class Matrix:
 class Stream:
     """An input on disk, for heads that read it in blocks.
 
-    `keys` are those of all rows, S16. Heads that take the same rows get the same source, which keeps the sums of one
-    pass for all of them: the Stream is to live as long as a training set.
+    `keys`: the keys of all rows of the task, S16. Heads that take the same rows share a source, which caches the sums
+    of one pass: use a Stream for one training set only.
     """
 
     taps: tuple[Features, ...]
@@ -51,14 +50,14 @@ class Stream:
     orders: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
 
     def order(self, rows: np.ndarray) -> np.ndarray:
-        """Return the order of these rows on disk: `rows[order]` are read in one go per shard."""
+        """Return the order of these rows on disk: `rows[order]` reads each shard once."""
         numbers = rows.tobytes()
         if numbers not in self.orders:
             self.orders[numbers] = reading_order(self.taps[0], self.keys[rows])
         return self.orders[numbers]
 
     def take(self, rows: np.ndarray) -> CachedMoments:
-        """Return the rows of these numbers as a source, cut into pieces."""
+        """Return the rows of these numbers as a source of chunks."""
         numbers = rows.tobytes()
         if numbers not in self.taken:
             source = Rows(self.taps, self.keys[rows])
@@ -69,7 +68,7 @@ class Stream:
 
 
 def open_taps(names: Sequence[str], features: Path) -> dict[str, Features]:
-    """Return the taps that the run uses; raises HeadError for one that was not extracted."""
+    """Open the taps of a run; raises HeadError for a tap that was not extracted."""
     there = [path.parent.name for path in features.glob("*/index.json")]
     for tap in names:
         if tap not in there:
@@ -98,9 +97,9 @@ def check_memory(
     who: str,
     copies: int = 1,
 ) -> None:
-    """Raise HeadError, with the numbers, where heads in memory would need more than they may use.
+    """Raise HeadError, with the numbers, if heads in memory would need more memory than is allowed.
 
-    `copies`: how many scaled training sets are held at once, one per fold of a search.
+    `copies`: the number of scaled training sets in memory at once, one per fold of a search.
     """
     allowed = memory_gb * GB if memory_gb is not None else available() / 2
     widest = max(sum(width(taps[tap]) for tap in name.split("+")) for name in inputs)
@@ -115,7 +114,7 @@ def check_memory(
 
 
 def available() -> int:
-    """Return the bytes of memory that a process may take without others being swapped out."""
+    """Return the bytes of memory that a process can allocate without swapping."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024

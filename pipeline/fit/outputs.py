@@ -1,4 +1,4 @@
-"""Write what a run leaves on disk: a file per head, and model.json."""
+"""Write the files of a run: one per head, and model.json."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from pipeline.runtime import versions
 
 
 def save_head(fitted: FittedHead, data: Data, models: Path) -> HeadFit:
-    """Write a head, and return its record; raises HeadError for a class that skops cannot save."""
+    """Write a head and return its record; raises HeadError for a class that skops cannot save."""
     path = models / fitted.record.file
     more: dict[str, Any] = {}
     try:
@@ -33,10 +33,10 @@ def save_head(fitted: FittedHead, data: Data, models: Path) -> HeadFit:
 
 
 def write_run(run: FitRun, task: Path, models: Path, *, fits: Sequence[HeadFit], failed: Sequence[FailedFit]) -> None:
-    """Write model.json: everything that the run was made from, and its fits."""
+    """Write model.json: the inputs of the run, and its fits."""
     record = HeadsRecord(
         format=FORMAT,
-        settings=run.config.model_dump(mode="json", exclude={"run"}),  # who worked changes no value
+        settings=run.config.model_dump(mode="json", exclude={"run"}),  # workers do not change values
         scores={head.called: head.scores for head, _ in run.heads},
         task=TaskRecord(
             name=run.config.task, sha256=sha256_file(task), kind=run.task.kind, classes=tuple(run.task.classes)

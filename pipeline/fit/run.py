@@ -1,4 +1,4 @@
-"""Run a FitConfig: read the taps once, fit every head on every input, leave models and predictions on disk."""
+"""Run a FitConfig: read the taps once, fit every head on every input, write models and predictions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +26,11 @@ def fit(
     save: Callable[[FittedHead, Data, Path], HeadFit] = save_head,
     reporter: Reporter = SILENT,
 ) -> Summary:
-    """Fit and predict everything; a fit that cannot be made is recorded with its cause, and the others go on.
+    """Fit and predict all heads; a fit that fails is recorded with its cause, and the other fits continue.
 
-    `features` holds a folder per tap; `save` keeps each head, by default as a file below `models`. Raises HeadError,
-    ConfigError, DataError or StoreError before a fit starts if the task, taps, heads and settings are incompatible, and
-    HeadError with the cause of the first fit if none can be made.
+    `features` has a folder per tap; `save` stores each head, by default as a file below `models`. Raises HeadError,
+    ConfigError, DataError or StoreError before the first fit if the task, taps, heads and settings are incompatible,
+    and HeadError with the cause of the first failure if all fits fail.
     """
     task, features = as_path(task, "fit: task"), as_path(features, "fit: features")
     models, predictions = as_path(models, "fit: models"), as_path(predictions, "fit: predictions")

@@ -1,4 +1,4 @@
-"""Load the task and the features of a run, check that they go with its settings, and list its fits."""
+"""Load the task and the features of a run, check them against its settings, and list its fits."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,10 +25,12 @@ from pipeline.task import Kind, Task, Training, training_sets
 
 @dataclass(frozen=True)
 class FitRun:
-    """What all fits of a run share.
+    """The data and the heads that all fits of a run share.
 
-    `trainings`: each training set, and how it is validated. `heads`: each with its seeds, None where it has none.
-    `columns`: the taps in memory, where a head needs them there. `notes`: what is not as the settings wanted it.
+    trainings: each training set with its validation.
+    heads:     each head with each of its seeds; None for a head without a seed.
+    columns:   the taps in memory, float32 (rows, width); empty if all heads stream.
+    notes:     where the run deviates from its settings.
     """
 
     config: FitConfig
@@ -46,12 +48,12 @@ class FitRun:
 
     @property
     def fits(self) -> int:
-        """Return how many fits there are."""
+        """Return the number of fits."""
         return len(self.inputs) * len(self.trainings) * len(self.heads)
 
 
 def load_run(config: FitConfig, *, task: Path, features: Path) -> FitRun:
-    """Read the task and open the taps; raises what `fit` does before its first fit."""
+    """Read the task and open the taps; raises what `fit` raises before its first fit."""
     device, note = gpu.choose_device(config.device)
     loaded = Task.read(task)
     check_targets(loaded, where=str(task))
@@ -88,7 +90,7 @@ def load_run(config: FitConfig, *, task: Path, features: Path) -> FitRun:
 
 
 def list_jobs(run: FitRun, sums: Sums) -> Iterator[FitJob]:
-    """Yield the fits of a run; one joined input is in memory at a time, and heads share the sums of one pass."""
+    """Yield the fits of a run; only one joined input is in memory at a time, and heads share the sums of one pass."""
     task, keys = run.task, key_arrays.from_hex(run.task.keys)
     targets, splits = task.targets, task.table["split"].to_numpy()
     for name in run.inputs:
@@ -105,7 +107,7 @@ def list_jobs(run: FitRun, sums: Sums) -> Iterator[FitJob]:
 
 
 def _create_heads(config: FitConfig, kind: Kind, device: str | None) -> list[Head]:
-    """Create the heads of a run once, so that what is wrong with one is said before anything is read."""
+    """Create the heads of a run, so that their errors are raised before features are read."""
     created = []
     for called, (name, params) in config.heads.items():
         pipeline = heads.create(name, params, scale=config.scale, kind=kind, pca=config.pca)

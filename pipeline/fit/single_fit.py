@@ -1,4 +1,4 @@
-"""One fit of a run: choose on held-out rows, calibrate on them, fit to all rows, predict what was not learned from."""
+"""Fit one head: search and calibrate on held-out rows, fit to all rows, predict rows outside the fit."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,15 +22,16 @@ from pipeline.model_record import HeadFit
 from pipeline.predictions import Predictions, Scores
 from pipeline.task import Kind, Training
 
-# Values of a training matrix below which threads cost more than they bring: `python benchmarks/threads.py`.
+# A training matrix with fewer values is fitted faster by one thread: `python benchmarks/threads.py`.
 SMALL = 5_000_000
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head of a run: what predictions call it, its name in the table or import path, its parameters and scores.
+    """A head of a run.
 
-    `plain`: its scores without a temperature. `search`: what is searched of it; None where nothing is.
+    called: its name in predictions. name: its name in the table of heads, or its import path.
+    scores: the kind of its scores. plain: the same without a temperature. search: None if there is no search.
     """
 
     called: str
@@ -41,7 +42,7 @@ class Head:
     search: SearchConfig | None
     random: bool
     on: str | None
-    """The torch device that it is fitted on; None for arrays."""
+    """The torch device of the fit; None to fit NumPy arrays on the processor."""
 
     @property
     def streaming(self) -> bool:
@@ -51,7 +52,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Data:
-    """The columns of a task, computed once, and the name and widths of an input to learn them from."""
+    """The columns of a task, computed once, and the name of an input with the widths of its taps."""
 
     kind: Kind
     classes: list[str]
@@ -88,9 +89,9 @@ class FittedHead:
     predictions: Predictions
     record: HeadFit
     rows: np.ndarray
-    """The numbers of the rows that the head was fitted to, in that order."""
+    """The numbers of the rows that the head was fitted to, in the order of the fit."""
     before_refit: Any | None
-    """The same head fitted to the training split alone, from which a network may start: its validation rows are new."""
+    """The head fitted to the training split only, from which fine-tuning may start: it has not seen validation rows."""
 
 
 def fit_head(job: FitJob) -> FittedHead:
@@ -122,7 +123,9 @@ def _fit(job: FitJob) -> FittedHead:
     if head.on is not None:
         pipeline = gpu.prepare_for_tensors(pipeline)
     with refusals(where) as unconverged, threads_for(len(learned) * sum(data.widths)):
-        folds = [Fold(_rows(data, source, part.train), _rows(data, source, part.held)) for part in validation.parts]
+        folds = [
+            Fold(_take_rows(data, source, part.train), _take_rows(data, source, part.held)) for part in validation.parts
+        ]
         if head.search is not None and folds:
             how: dict[str, Any] = {"kind": data.kind, "classes": data.classes, "given": head.plain, "on": head.on}
             search_result = search(
@@ -132,12 +135,12 @@ def _fit(job: FitJob) -> FittedHead:
             pipeline = fitted[0]
             params |= {search_result.parameter: search_result.value}
         else:
-            fitted = [_fitted(pipeline, fold.train, head.on) for fold in folds]
+            fitted = [_fit_copy(pipeline, fold.train, head.on) for fold in folds]
         if len(folds) == 1 and np.array_equal(learned, validation.parts[0].train):
             last = fitted[0]
         else:
-            unconverged.clear()  # of heads that do not stay
-            last = _fitted(pipeline, _rows(data, source, learned), head.on)
+            unconverged.clear()  # these are of heads that are not saved
+            last = _fit_copy(pipeline, _take_rows(data, source, learned), head.on)
         temperature = None if search_result is None else search_result.temperature
         if temperature is not None:
             for estimator in {id(estimator): estimator for estimator in (*fitted, last)}.values():
@@ -156,7 +159,7 @@ def _fit(job: FitJob) -> FittedHead:
         before = None
         if refit and _is_linear(end):
             split = len(folds) == 1 and np.array_equal(validation.parts[0].train, job.training.rows)
-            before = fitted[0] if split else _fitted(pipeline, _rows(data, source, job.training.rows), head.on)
+            before = fitted[0] if split else _fit_copy(pipeline, _take_rows(data, source, job.training.rows), head.on)
             if not split and search_result is not None and search_result.temperature is not None:
                 calibration.divide_scores(before, search_result.temperature)
         predictions = _predict(job, [*fitted, last])
@@ -179,10 +182,10 @@ def _fit(job: FitJob) -> FittedHead:
 
 @contextmanager
 def refusals(where: str) -> Iterator[list[str]]:
-    """Turn what scikit-learn, or any class by import path, has against a fit into a HeadError that names the fit.
+    """Convert errors of scikit-learn, or of a class by import path, to a HeadError that names the fit.
 
-    Yields a list, which holds at the end why an optimiser stopped before it converged: such a head still predicts, and
-    the other fits of its run go on. Any other warning is given again.
+    Yields a list that collects the warnings of optimisers that stopped before they converged: such a head still
+    predicts, and the other fits of its run continue. Other warnings are shown as usual.
     """
     from sklearn.exceptions import ConvergenceWarning
 
@@ -211,25 +214,25 @@ def refusals(where: str) -> Iterator[list[str]]:
 
 
 def threads_for(values: int) -> AbstractContextManager[Any]:
-    """Return a context with one thread for a small training set; the libraries choose for a large one."""
+    """Return a context that limits libraries to one thread for a small training set; no limit for a large one."""
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1) if values < SMALL else nullcontext()
 
 
 def _is_linear(end: Any) -> bool:
-    """Return whether a fitted estimator, or that of its first label, has coefficients."""
+    """Return whether a fitted estimator, or the estimator of its first label, has coefficients."""
     return any(hasattr(estimator, "coef_") for estimator in (end, *getattr(end, "estimators_", ())[:1]))
 
 
-def _rows(data: Data, source: Matrix | Stream, rows: np.ndarray) -> LabelledRows:
-    """Return rows with their targets, in the order in which they are best read."""
+def _take_rows(data: Data, source: Matrix | Stream, rows: np.ndarray) -> LabelledRows:
+    """Return rows with their targets, in the order of the fastest reading."""
     rows = rows[source.order(rows)]
     targets = data.targets[rows]
     return LabelledRows(source.take(rows), targets.astype(np.int8) if data.kind == "multilabel" else targets)
 
 
-def _fitted(pipeline: Any, rows: LabelledRows, on: str | None) -> Any:
+def _fit_copy(pipeline: Any, rows: LabelledRows, on: str | None) -> Any:
     """Return a copy of a pipeline, fitted to rows."""
     from sklearn.base import clone
 
@@ -242,9 +245,9 @@ def _fitted(pipeline: Any, rows: LabelledRows, on: str | None) -> Any:
 
 
 def _predict(job: FitJob, fitted: Sequence[Any]) -> Predictions:
-    """Predict held-out rows by the heads of their parts, then rows that nothing learned from by the last head.
+    """Predict held-out rows by the head of their part, and other validation rows and test rows by the last head.
 
-    All that are no test rows stand under `validation`, also training rows that a fold held out.
+    Rows that are no test rows have the split `validation` in the predictions, also training rows held out by a fold.
     """
     head, data, source, validation = job.head, job.data, job.source, job.validation
     held = validation.held

@@ -1,4 +1,4 @@
-"""The summary of a run: a line for each head on each input, and what was not as the settings wanted it."""
+"""Summarise a run: one line per head and input, and notes where it deviates from its settings."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from pipeline.model_record import FailedFit, HeadFit
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: how many heads it fitted, a line of each, and what was not as the settings wanted it."""
+    """The number of fits of a run, one line per head and input, and notes where the run deviates from its settings."""
 
     fits: int
     lines: list[str]
@@ -23,13 +23,13 @@ class Summary:
 
 
 def summarise(fits: Sequence[HeadFit], failed: Sequence[FailedFit], notes: Sequence[str]) -> Summary:
-    """Return the summary of a run; `notes` come before those on fits that failed and searches without an end."""
+    """Return the summary of a run; notes on failed fits and on searches that chose an end value follow `notes`."""
     causes = [f"not fitted: {fit.cause}" for fit in failed]
-    return Summary(len(fits), _lines(fits), [*notes, *causes, *_at_the_end(fits)])
+    return Summary(len(fits), _describe_fits(fits), [*notes, *causes, *_notes_on_end_values(fits)])
 
 
 def describe_workers(heads_of_run: Sequence[Head], *, started: bool) -> list[str]:
-    """Return what workers have no part in; `started`: whether there was anything for them to do."""
+    """Return notes on the heads that workers did not help with; `started`: whether workers were started."""
     if not started:
         return ["run: no worker was started: every training set is one piece, or is held in memory."]
     notes = []
@@ -43,8 +43,8 @@ def describe_workers(heads_of_run: Sequence[Head], *, started: bool) -> list[str
     return notes
 
 
-def _lines(fits: Sequence[HeadFit]) -> list[str]:
-    """Return what was chosen, a line for each head on each input."""
+def _describe_fits(fits: Sequence[HeadFit]) -> list[str]:
+    """Return the chosen values, one line per head and input."""
     groups: dict[tuple[str, str], list[HeadFit]] = defaultdict(list)
     for fit in fits:
         groups[fit.head, fit.input].append(fit)
@@ -57,7 +57,7 @@ def _lines(fits: Sequence[HeadFit]) -> list[str]:
             parts.append(f"{first['parameter']} {', '.join(values)} of {len(first['values'])} values")
             curves = [dict(zip(map(_text, search["values"]), search["validation"], strict=True)) for search in searches]
             mean = np.mean([curve[_text(search["chosen"])] for search, curve in zip(searches, curves, strict=True)])
-            parts.append(f"{first['metric']} {mean:.4f} on {_held_out(group)}")
+            parts.append(f"{first['metric']} {mean:.4f} on {_describe_held_out(group)}")
         if temperatures := [fit.temperature for fit in group if fit.temperature is not None]:
             parts.append(f"temperature {np.mean(temperatures):.3g}")
         if stopped := [fit for fit in group if fit.not_converged is not None]:
@@ -69,16 +69,16 @@ def _lines(fits: Sequence[HeadFit]) -> list[str]:
     return lines
 
 
-def _held_out(fits: Sequence[HeadFit]) -> str:
-    """Return how many rows were held out to choose by, and in how many folds."""
+def _describe_held_out(fits: Sequence[HeadFit]) -> str:
+    """Return the number of held-out rows and of folds, in words."""
     rows = sorted({fit.validation["held_rows"] for fit in fits})
     many = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,}"
     folds = max(fit.validation.get("folds", 0) for fit in fits)
     return f"{many} held-out rows" + (f" ({folds} folds)" if folds else "")
 
 
-def _at_the_end(fits: Sequence[HeadFit]) -> list[str]:
-    """Return a line for each head on each input whose best value is the first or the last of its values."""
+def _notes_on_end_values(fits: Sequence[HeadFit]) -> list[str]:
+    """Return one line per head and input whose best value is the first or the last of the searched values."""
     lines = []
     for head, name in dict.fromkeys((fit.head, fit.input) for fit in fits):
         searches = [fit.search for fit in fits if (fit.head, fit.input) == (head, name) and fit.search]

@@ -1,4 +1,4 @@
-"""Who makes the sums of a run's streaming heads: threads of this process, or workers."""
+"""Compute the sums of a run's streaming heads in threads of this process, or in workers."""
 
 import contextlib
 from functools import partial
@@ -16,7 +16,7 @@ WAIT = 60  # seconds for a scheduler's first worker
 
 
 class Sums:
-    """For the time of a run; workers are started, or looked for, when there are sums of several pieces."""
+    """The workers of a run; they are started, or connected to, when a sum has several chunks."""
 
     def __init__(self, run: WorkersConfig) -> None:
         self._run, self._open = run, contextlib.ExitStack()
@@ -32,24 +32,24 @@ class Sums:
 
     @property
     def started(self) -> bool:
-        """Return whether there was something for workers to do."""
+        """Return whether workers were started."""
         return self._client is not None
 
     def of(self, width: int) -> Apply:
-        """Return the function that has pieces of rows of this width worked on.
+        """Return the function that applies another to chunks of rows of this width.
 
-        What is given raises ClusterError where the scheduler of the settings is not there, or has no worker.
+        It raises ClusterError if the scheduler in the settings cannot be reached or has no worker.
         """
         if not self._run.several(gpus=0):
             return by_threads(width)
-        return lambda function, items: by_workers(self._joined(), width)(function, items)
+        return lambda function, items: by_workers(self._connected_client(), width)(function, items)
 
-    def _joined(self) -> "Client":
+    def _connected_client(self) -> "Client":
         if self._client is None:
-            self._client = self._join()
+            self._client = self._connect()
         return self._client
 
-    def _join(self) -> "Client":
+    def _connect(self) -> "Client":
         from pipeline.workers.client import open_client
 
         client = self._open.enter_context(open_client(self._run, gpus=0))
@@ -65,7 +65,7 @@ class Sums:
 
 
 def by_workers(client: "Client", width: int) -> Apply:
-    """Return a function that applies another to pieces of rows of this width, by workers."""
+    """Return a function that applies another to chunks of rows of this width, in workers."""
     from pipeline.workers.ordered_map import map_in_order
 
     return lambda function, items: map_in_order(client, partial(run_in_worker, function, width), items)

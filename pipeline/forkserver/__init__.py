@@ -1,13 +1,13 @@
 """A fork server: a process that has imported the libraries, and forks for each stage that `icecore repro` runs.
 
-Importing torch, scikit-learn and others takes a stage three to five seconds of a core; a fork has them at once.
+Importing torch, scikit-learn and others takes a stage three to five CPU seconds; a fork has them from the start.
 
-start   puts the programs `python` and `icecore` into a folder for PATH, and starts the server
-client  what the programs do: hand a command over to the server, and end as the command does
-server  the process that imports and forks
-child   what a fork does: it becomes what Python would be that was started for the command
+start   create the programs `python` and `icecore` in a folder for PATH, and start the server
+client  the programs: send a command to the server, and exit as the command does
+server  import the libraries, and fork for each command
+child   set up a fork like a Python process that was started for the command, and run the command
 
-A program starts the interpreter instead where a fork might differ from it in anything: until the server has imported
-the libraries, where the program's process has other variables, limits or rights than the server
-(`client.describe_process`), and where a folder of the user hides a library that is loaded (`child.are_hidden`).
+A program runs an ordinary interpreter instead of a fork if the two might differ: while the server is still importing,
+if the program's process has other variables, limits or rights than the server (`client.describe_process`), and if a
+folder of the user shadows a loaded library (`child.are_hidden`).
 """

@@ -1,4 +1,4 @@
-"""What a fork of the server does: become what Python would be, started for a command, and end as Python ends."""
+"""Run a command in a fork of the server as in a new Python process, and exit as Python does."""
 
 import atexit
 import contextlib
@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 IMPORTED = tuple(importlib.machinery.all_suffixes())
-"""Ends of the names of files that Python imports: `dvc.yaml` beside the code of a project is none."""
+"""Suffixes of the files that Python imports; `dvc.yaml` in a project folder does not shadow the package dvc."""
 
 PR_SET_PDEATHSIG = 1
-NOT_WRITTEN = 120  # Python's exit status where it could not write the rest of its output
+NOT_WRITTEN = 120  # Python's exit status if the rest of the output could not be written
 
 
 def become(request: Mapping[str, Any], files: Sequence[int], folders: Sequence[str], server: int) -> NoReturn:
-    """Run a command in this process as Python would in one of its own, and end as that would.
+    """Run a command in this process as in a new Python process, and exit as that process would.
 
-    files:   standard input, output and error
-    folders: what `search_path` returns
-    server:  the process that forked; when it is killed, the system kills this process
+    files:   file descriptors of standard input, output and error
+    folders: the result of `search_path`
+    server:  the process ID of the server; if the server is killed, the kernel kills this process
     """
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -43,7 +43,7 @@ def become(request: Mapping[str, Any], files: Sequence[int], folders: Sequence[s
     os.environ.clear()
     os.environ.update(request["environment"])
     _open_streams()
-    _seed_anew()
+    _reset_random_state()
     sys.path[:0] = folders
     importlib.invalidate_caches()
     status = _run(request["call"])
@@ -60,25 +60,25 @@ def become(request: Mapping[str, Any], files: Sequence[int], folders: Sequence[s
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
-    os._exit(status)  # taking all libraries down takes longer than most commands
+    os._exit(status)  # unloading all libraries takes longer than most commands
 
 
 def search_path(call: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the folders that Python puts first when it looks for modules: the one of the command, and PYTHONPATH."""
+    """Return the first folders of `sys.path` for a command: the folder of the script, and PYTHONPATH."""
     folder = {"-m": str(Path.cwd()), "-c": ""}.get(call[0], str(Path(call[0]).resolve().parent))
     own = [] if environment.get("PYTHONSAFEPATH") else [folder]
     return own + [str(Path(entry).absolute()) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
 
 
 def are_hidden(modules: Collection[str], folders: Sequence[str]) -> bool:
-    """Return whether Python might import other modules from one of the folders, which have the names of these."""
+    """Return whether a folder has modules that would shadow these, which the server has imported."""
     for folder in folders:
         try:
             with os.scandir(folder or ".") as entries:
                 same = [Path(entry.path) for entry in entries if entry.name.partition(".")[0] in modules]
         except NotADirectoryError:  # an archive
             return True
-        except OSError:  # Python passes over it, too
+        except OSError:  # Python ignores the folder, too
             continue
         if any(path.name.endswith(IMPORTED) or [*path.glob("__init__.*")] for path in same):
             return True
@@ -86,7 +86,7 @@ def are_hidden(modules: Collection[str], folders: Sequence[str]) -> bool:
 
 
 def _open_streams() -> None:
-    """Open standard input, output and error as Python does when it starts."""
+    """Open standard input, output and error as Python does at startup."""
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         before: TextIO = getattr(sys, f"__{name}__")
@@ -105,8 +105,8 @@ def _open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-def _seed_anew() -> None:
-    """Give libraries that drew a seed or a folder when they were imported others for each command."""
+def _reset_random_state() -> None:
+    """Draw new seeds and folders in libraries that drew them at import, so that each command has its own."""
     if "tempfile" in sys.modules:
         importlib.import_module("tempfile").tempdir = None  # type: ignore[attr-defined]
     if "numpy" in sys.modules:
@@ -114,7 +114,7 @@ def _seed_anew() -> None:
 
 
 def _run(call: Sequence[str]) -> int:
-    """Run `-m module …`, `-c code …` or `script …`; return the exit status, or minus the signal to end by."""
+    """Run `-m module …`, `-c code …` or `script …`; return the exit status, or minus the signal to exit with."""
     kind, *rest = call
     sys.orig_argv = [sys.executable, *call]
     sys.argv = [kind, *rest] if not kind.startswith("-") else [kind, *rest[1:]]

@@ -1,4 +1,4 @@
-"""The starter's side of a fork server: its folder of programs, and when its process begins and ends."""
+"""Start and stop a fork server, and create the folder of its programs."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ from typing import Self
 
 import pipeline
 
-# What several stages import; torch imports torch._dynamo when it makes an optimiser. pyarrow would start a thread.
+# Libraries of several stages. torch imports torch._dynamo with the first optimiser. pyarrow would start a thread.
 LIBRARIES = (
     *("torch", "torch._dynamo", "torchvision.models", "torchvision.transforms.v2", "lightning_fabric"),
     *(
@@ -38,15 +38,15 @@ OF_HEADS = (
     ),
     *("scipy.stats", "scipy.special", "skops.io"),
 )
-"""Left out where there is a GPU: a stage with heads on the GPU sets SCIPY_ARRAY_API before it imports scipy."""
+"""Not imported on a machine with a GPU: a stage with heads on the GPU sets SCIPY_ARRAY_API before it imports scipy."""
 
 UNNEEDED = ("sklearn.externals.array_api_compat.dask",)
-"""Not imported along with the libraries: skops would import Dask by it, which writes a file of settings."""
+"""Modules that the libraries must not import: skops would import Dask, which writes a file of settings."""
 
 GPUS = (Path("/proc/driver/nvidia"), Path("/dev/kfd"), Path("/dev/dxg"))
-LONGEST = 107  # bytes of a socket's path
+MAX_SOCKET_PATH = 107  # bytes
 STAGES: Mapping[str, tuple[str, ...]] = {"python": ("-m stages.",), "icecore": ("stage ",)}
-"""How the stages of a project are started: by program, how its arguments begin."""
+"""The prefixes of the arguments that start a stage, by program."""
 
 PROGRAM = """\
 #!/bin/sh
@@ -64,14 +64,13 @@ ROOT = str(Path(pipeline.__file__).parent.parent)
 
 
 class ForkServer:
-    """A process that forks for commands, and a folder of programs that hand commands over to it.
+    """A process that forks for commands, and a folder of programs that send commands to the process.
 
-    environment: variables for whoever starts commands; in the object's `environment` the folder is first in PATH
-    programs:    by name in PATH, how the arguments begin of commands that a fork may run
+    environment: environment variables of the commands; the attribute `environment` has the folder first in PATH
+    programs:    prefixes of the arguments of commands that a fork may run, by the name of the program in PATH
     libraries:   modules that the process imports
 
-    Where a process cannot fork so, on other systems than Linux, commands start without it. To fork after imports is not
-    safe on macOS.
+    On other systems than Linux commands run in ordinary processes; forking after imports is not safe on macOS.
     """
 
     def __init__(
@@ -84,9 +83,9 @@ class ForkServer:
         own = _installed_with_python([*programs], environment["PATH"])
         if sys.platform != "linux" or "python" not in own:
             return
-        folder = Path(tempfile.mkdtemp(prefix="icecore-fork-"))  # for this user alone
+        folder = Path(tempfile.mkdtemp(prefix="icecore-fork-"))  # only this user has access
         self.socket = folder / "socket"
-        """The path of the socket, which is there as soon as the process takes commands."""
+        """The path of the socket, which exists when the process accepts commands."""
 
         self._python = own["python"]
         for name, path in own.items():
@@ -94,20 +93,20 @@ class ForkServer:
             code = RUN.format(root=ROOT, socket=str(self.socket), before=before, taken=programs[name])
             (folder / name).write_text(PROGRAM.format(python=shlex.quote(self._python), code=shlex.quote(code)))
             (folder / name).chmod(0o700)
-        if len(os.fsencode(self.socket)) >= LONGEST or not os.access(folder / "python", os.X_OK):  # mounted noexec
+        if len(os.fsencode(self.socket)) >= MAX_SOCKET_PATH or not os.access(folder / "python", os.X_OK):  # noexec
             shutil.rmtree(folder)
             return
         self._folder = folder
         self.environment = {**environment, "PATH": os.pathsep.join([str(folder), environment["PATH"]])}
 
     def start(self) -> None:
-        """Start the process, unless it was started. Until it has imported the libraries, commands start without it."""
+        """Start the process unless it is running. While it imports libraries, commands run in ordinary processes."""
         if self._folder is None or self._process is not None:
             return
         code = SERVE.format(root=ROOT, socket=str(self.socket), libraries=[*self._libraries], unneeded=UNNEEDED)
         self._process = subprocess.Popen(
             [self._python, "-c", code],
-            stdin=subprocess.PIPE,  # the process ends when this is closed, also by a kill of its starter
+            stdin=subprocess.PIPE,  # the process exits when this is closed, also if this process is killed
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={name: value for name, value in self.environment.items() if name != "PYTHONPATH"},
@@ -115,9 +114,9 @@ class ForkServer:
         )
 
     def stop(self) -> None:
-        """End the process when the commands have ended that run, and remove the folder."""
+        """Stop the process after the running commands have ended, and remove the folder."""
         if self._process is not None:
-            if not self.socket.exists():  # it imports still
+            if not self.socket.exists():  # it is still importing
                 self._process.kill()
             self._process.communicate()
         if self._folder is not None:
@@ -131,10 +130,10 @@ class ForkServer:
 
 
 def _installed_with_python(names: Sequence[str], path: str) -> dict[str, str]:
-    """Return the programs of a PATH, by name, as far as they lie in the folder of this interpreter."""
-    found = {name: shutil.which(name, path=path) for name in names}
+    """Return the programs of a PATH that are in the folder of this interpreter, by name."""
+    files = {name: shutil.which(name, path=path) for name in names}
     folder = Path(sys.executable).parent
-    return {name: file for name, file in found.items() if file is not None and Path(file).parent.samefile(folder)}
+    return {name: file for name, file in files.items() if file is not None and Path(file).parent.samefile(folder)}
 
 
 def libraries_of_stages() -> list[str]:

@@ -10,21 +10,24 @@ from pipeline.readers.augment import Views
 from pipeline.settings.check import Settings
 
 BACKBONE = "backbone"
-"""The run of a teacher that is a backbone with its own classifier."""
+"""The value of `run` for a backbone with its own classifier."""
 
 LOGITS = "logits"
-"""The folder of a teacher's scores, and the node of a network that computes them."""
+"""The folder of a teacher's logits, and the node of a network that computes them."""
 
 
-def _form(value: Any) -> str:
-    """Return the form of a value of `views`, which `pipeline.settings.check` leaves out of the path of a key."""
+def _views_form(value: Any) -> str:
+    """Return the tag of the form that a value of `views` has: a number or settings.
+
+    `pipeline.settings.check` leaves tags like these out of the path of a key.
+    """
     return "constrained-views" if isinstance(value, dict | Views) else "int"
 
 
 SomeViews = Annotated[
-    Annotated[int, Field(ge=1), Tag("int")] | Annotated[Views, Tag("constrained-views")], Discriminator(_form)
+    Annotated[int, Field(ge=1), Tag("int")] | Annotated[Views, Tag("constrained-views")], Discriminator(_views_form)
 ]
-"""A number or settings, told apart so that an error is about the form that was used."""
+"""A number or settings, with a tag for each, so that an error is about the form in the file."""
 
 
 class TeachConfig(Settings):

@@ -1,4 +1,4 @@
-"""Classes matched by name, and several teachers as one: pure functions of class lists and logits."""
+"""Match classes by name, and average the predictions of several teachers. Pure functions."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from pipeline.task import Kind
 
 
 def match_classes(teacher: Sequence[str], task: Sequence[str], *, where: str) -> np.ndarray:
-    """Match classes by name; return the teacher's column of each class of the task, int64 (classes,).
+    """Return the teacher's column of each class of the task, matched by name, int64 (classes,).
 
-    Raises TrainingError with the difference where the two have not the same classes.
+    Raises TrainingError with the difference if the two have different classes.
     """
     if sorted(teacher) != sorted(task) or len(set(teacher)) < len(teacher):
         more, fewer = sorted(set(teacher) - set(task)), sorted(set(task) - set(teacher))
-        differences = [f"the teacher alone has {_some(more)}"] * bool(more) + [
-            f"the task alone has {_some(fewer)}"
+        differences = [f"the teacher alone has {_join_names(more)}"] * bool(more) + [
+            f"the task alone has {_join_names(fewer)}"
         ] * bool(fewer)
         raise TrainingError(
             f"{where}: expected a teacher of the {len(task):,} classes of the task, got one of {len(teacher):,}: "
@@ -28,10 +28,12 @@ def match_classes(teacher: Sequence[str], task: Sequence[str], *, where: str) ->
 
 
 def average_logits(logits: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
-    """Return logits float32 (n, classes) whose probabilities are the mean over several teachers, each as `logits`.
+    """Return the logits, float32 (n, classes), of the mean probabilities of several teachers.
 
-    Classification: softmax, so log of the mean. Multilabel: a sigmoid per class, so the log odds of the mean. One
-    teacher's logits come back as they are.
+    Classification: the log of the mean of the softmaxes. Multilabel: the log odds of the mean of the sigmoids. The
+    logits of a single teacher are returned unchanged.
+
+    logits: an array (n, classes) per teacher.
     """
     if len(logits) == 1:
         return np.asarray(logits[0], np.float32)
@@ -45,5 +47,5 @@ def average_logits(logits: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
     return mean
 
 
-def _some(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f", … ({len(names):,} in all)" if len(names) > 8 else "")

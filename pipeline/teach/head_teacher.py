@@ -1,4 +1,4 @@
-"""A fitted head as a teacher: its scores on stored features, as logits. No network runs."""
+"""Teach with a fitted head: convert its scores on stored features to logits. No network runs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,13 +27,16 @@ from pipeline.teach.logits import describe_logits, logits_of
 from pipeline.teach.outputs import Paths, StoredTeacher, packing_of
 from pipeline.teach.top_k import TopK, TruncationError
 
-VERSION = 1  # of how rows become logits here
+VERSION = 1  # of the conversion to logits; part of the cache address
 SHARD_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head, the digest of its file, and its features: of each view the taps of its input, the clean ones first."""
+    """A head, the digest of its file, and the features of its input.
+
+    taps: the taps of the original images, then of each view.
+    """
 
     model: Model
     fit: HeadFit
@@ -43,7 +46,7 @@ class Head:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return what makes the head's logits."""
+        """Return the identity of the head's logits: everything that determines their values."""
         clean = self.taps[0][0].identity
         return {
             "source": "head",
@@ -55,7 +58,7 @@ class Head:
         }
 
     def column(self, number: int, packing: TopK | None) -> dict[str, Any]:
-        """Return the identity of the rows of a view, 0 the clean ones."""
+        """Return the identity of the stored rows of a view; 0 is the clean images."""
         taps = self.taps[number]
         own = {
             **self.identity,
@@ -70,16 +73,19 @@ class Head:
         return own if packing is None else {**own, "top_k": asdict(packing)}
 
     def logits(self, number: int, keys: np.ndarray) -> np.ndarray:
-        """Compute logits float32 (keys, classes) of a view, 0: clean; raises StoreError for keys without features."""
+        """Compute logits float32 (keys, classes) of a view; 0 is the clean images.
+
+        Raises StoreError for keys without features.
+        """
         parts = [logits_of(self.model, block) for _, block in blocks(Rows(self.taps[number], keys))]
         return np.concatenate(parts) if parts else np.empty((0, len(self.model.classes)), np.float32)
 
 
 def open_head(config: TeachConfig, run: Path, features: Path) -> Head:
-    """Open the head of a run that the settings mean, with its features.
+    """Open the head that the settings select from a run, with its features.
 
-    Raises HeadError where there is none or several, where it has no scores, and for features of another kind than it
-    was fitted on; TrainingError for views that were not extracted.
+    Raises HeadError if the settings select no head or several, for a head without scores, and for features of another
+    identity than those of the fit; TrainingError for views that were not extracted.
     """
     fit = _find_fit(config, run)
     loaded = saved.load(run, fit.file, features=features)
@@ -103,11 +109,11 @@ def open_head(config: TeachConfig, run: Path, features: Path) -> Head:
         [Features.open(features / folder_of(tap, number)) for tap in loaded.taps] for number in (None, *range(count))
     ]
     loaded.check(*taps[0])
-    return Head(loaded, fit, sha256_file(loaded.path), taps, _views(taps[1:], clean=taps[0]))
+    return Head(loaded, fit, sha256_file(loaded.path), taps, _check_views(taps[1:], clean=taps[0]))
 
 
 def store_logits(head: Head, number: int, column: cache.CacheEntry, keys: np.ndarray, *, packing: TopK | None) -> None:
-    """Compute the logits of some samples of a view into a column."""
+    """Compute the logits of some samples of a view and store them in a cache entry."""
     width = len(head.model.classes) if packing is None else packing.width
     for start in range(0, len(keys), SHARD_ROWS):
         own, deviation = keys[start : start + SHARD_ROWS], TruncationError()
@@ -126,7 +132,7 @@ def store_logits(head: Head, number: int, column: cache.CacheEntry, keys: np.nda
 def rejected_samples(head: Head, number: int, keys: np.ndarray) -> dict[str, str]:
     """Return the samples whose features were rejected: key to reason.
 
-    Raises DataError where other samples have no features: these were never extracted.
+    Raises DataError for other samples without features: these were never extracted.
     """
     reasons: dict[str, str] = {}
     for tap in head.taps[number]:
@@ -143,7 +149,7 @@ def rejected_samples(head: Head, number: int, keys: np.ndarray) -> dict[str, str
 
 
 def _find_fit(config: TeachConfig, run: Path) -> HeadFit:
-    """Return the one fit of a run that the settings mean; raises HeadError where they mean none or several."""
+    """Return the fit that the settings select from a run; raises HeadError if they select none or several."""
     record = read_record(run)
     assert isinstance(record, HeadsRecord), "the run left no network"
     asked = {name: getattr(config, name) for name in ("input", "head", "labels", "draw")}
@@ -158,10 +164,10 @@ def _find_fit(config: TeachConfig, run: Path) -> HeadFit:
     return fits[0]
 
 
-def _views(views: Sequence[Sequence[Features]], *, clean: Sequence[Features]) -> Views | None:
-    """Return the settings of the taps' views; raises TrainingError where they are not views of the clean taps.
+def _check_views(views: Sequence[Sequence[Features]], *, clean: Sequence[Features]) -> Views | None:
+    """Return the settings of the taps' views; raises TrainingError for views of other features than the clean ones.
 
-    All views of all taps must be those of one entry of `extract`.
+    All views of all taps must come from one entry of `extract`.
     """
     if not views:
         return None
@@ -180,7 +186,7 @@ def _views(views: Sequence[Sequence[Features]], *, clean: Sequence[Features]) ->
 
 
 def teach_head(config: TeachConfig, paths: Paths, samples: Samples, reporter: Reporter) -> StoredTeacher:
-    """Store the scores of a fitted head as logits; rows that were ever computed come from the cache."""
+    """Store the logits of a fitted head; rows in the cache are not computed again."""
     assert paths.run is not None, "a head is of a run"
     if config.hints:
         raise TrainingError(
@@ -194,15 +200,15 @@ def teach_head(config: TeachConfig, paths: Paths, samples: Samples, reporter: Re
     computed = 0
     for number in range(len(own.taps)):
         column = cache.column(paths.cache, own.column(number, packing))
-        held = cache.shards_for_keys(column, samples.keys)[2]
-        without = rejected_samples(own, number, samples.keys)
-        has = np.logical_and.reduce([tap.has(samples.keys) for tap in own.taps[number]])
-        missing = samples.keys[has & ~held]
+        cached = cache.shards_for_keys(column, samples.keys)[2]
+        rejected = rejected_samples(own, number, samples.keys)
+        has_features = np.logical_and.reduce([tap.has(samples.keys) for tap in own.taps[number]])
+        missing = samples.keys[has_features & ~cached]
         store_logits(own, number, column, missing, packing=packing)
         reporter.progress((number + 1) * len(samples), len(own.taps) * len(samples))
         computed += len(missing)
         folder = paths.out / folder_of(LOGITS, None if number == 0 else number - 1)
-        refused |= commit(folder, column, samples.keys, (width,), without)
+        refused |= commit(folder, column, samples.keys, (width,), rejected)
     fit = {name: getattr(own.fit, name) for name in ("head", "input", "labels", "draw", "file")}
     identity = {**own.identity, "top_k": None if packing is None else asdict(packing)}
     return StoredTeacher(

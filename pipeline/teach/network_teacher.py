@@ -1,4 +1,4 @@
-"""A network as a teacher: its logits, and hints, by extraction, with all that extraction promises."""
+"""Teach with a network: extract its logits and hints, with the guarantees of the stage `extract`."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +19,13 @@ from pipeline.teach import top_k_extract
 from pipeline.teach.config import LOGITS, TeachConfig, hint_folder
 from pipeline.teach.outputs import Paths, StoredTeacher, packing_of
 
-CLASSIFICATION: Kind = "classification"  # is what a backbone by itself was trained for
+CLASSIFICATION: Kind = "classification"  # the kind of task of a backbone's own classifier
 SCORES = TapSpec(node=LOGITS, dtype="float32")
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network with a classifier, in the backbone format, and what its outputs are."""
+    """A network with a classifier, in the backbone format, and the classes of its outputs."""
 
     folder: Path
     spec: BackboneSpec
@@ -33,16 +33,17 @@ class Network:
     classes: tuple[str, ...]
 
     def identity(self, config: TeachConfig) -> dict[str, Any]:
-        """Return what made the network's logits."""
+        """Return the identity of the network's logits: everything that determines their values."""
         made_from = identity(self.spec, SCORES, precision=config.precision)
         named = {name: made_from[name] for name in ("weights", "reader", "normalise", "node", "precision")}
         return {"source": "network", **named, "scores": "the network's logits"}
 
 
 def open_network(run: Path | None, backbone: Path, *, classes: tuple[str, ...] = ()) -> Network:
-    """Open the network of a run, or the backbone where there is no run. `classes`: names of outputs, by others.
+    """Open the network of a run, or the backbone if `run` is None.
 
-    Raises TrainingError for a network whose outputs are no named classes.
+    classes: names of the outputs, which replace those in the backbone's spec. Raises TrainingError for a network whose
+    outputs are not named classes.
     """
     folder, kind = backbone, CLASSIFICATION
     if run is not None:
@@ -63,7 +64,7 @@ def open_network(run: Path | None, backbone: Path, *, classes: tuple[str, ...] =
 
 
 def extraction_config(config: TeachConfig, *, scores: bool, hints: bool) -> ExtractConfig:
-    """Return the settings of the extraction of scores, hints or both."""
+    """Return the settings of an extraction of logits, hints or both."""
     taps = {LOGITS: SCORES} if scores else {}
     if hints:
         taps |= {hint_folder(node): TapSpec(node=node, dtype=config.hints_dtype) for node in config.hints}
@@ -79,7 +80,7 @@ def extraction_config(config: TeachConfig, *, scores: bool, hints: bool) -> Extr
 
 
 def teach_network(config: TeachConfig, paths: Paths, samples: Samples, reporter: Reporter) -> StoredTeacher:
-    """Store the scores and hints of a network by extraction; rows that were ever computed come from the cache."""
+    """Extract and store the logits and hints of a network; rows in the cache are not computed again."""
     if isinstance(config.views, int):
         raise TrainingError(
             f"{config.run}: expected `views` with `count` and `augment` for a network, which sees them itself, got a "

@@ -1,4 +1,4 @@
-"""Write a teacher's folder: teacher.json over the rows that are stored, and its summary."""
+"""Write teacher.json after the rows of a teacher are stored, and return the summary."""
 
 import shutil
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from pipeline.teach.top_k import TopK
 
 @dataclass(frozen=True)
 class Paths(files.Paths):
-    """Where a teacher is read from and written to. `run`: the folder of its run; None: the backbone by itself."""
+    """The folders that a teacher is read from and written to. `run`: None for a backbone with its own classifier."""
 
     run: Path | None
     backbone: Path
@@ -34,7 +34,7 @@ class Paths(files.Paths):
 
 @dataclass(frozen=True)
 class StoredTeacher:
-    """A teacher whose rows are stored, for teacher.json. `refused`: samples without scores, with reasons."""
+    """A teacher whose rows are stored, for teacher.json. `refused`: samples without logits, with reasons."""
 
     kind: Kind
     classes: tuple[str, ...]
@@ -48,7 +48,7 @@ class StoredTeacher:
 
 @dataclass(frozen=True)
 class TeachSummary:
-    """What was done. `computed`: rows of all folders that were not known. `deviation`: of `top_k`."""
+    """The summary of a teacher. `computed`: the number of new rows. `deviation`: the error of `top_k`."""
 
     kind: Kind
     classes: int
@@ -73,7 +73,7 @@ class TeachSummary:
 
 
 def write_teacher(config: TeachConfig, paths: Paths, samples: Samples, teacher: StoredTeacher) -> TeachSummary:
-    """Write teacher.json, remove folders that it does not name, and return the summary."""
+    """Write teacher.json, remove folders that are not in it, and return the summary."""
     numbers = [None, *range(0 if teacher.views is None else teacher.views.count)]
     folders = [folder_of(name, number) for name in (LOGITS, *map(hint_folder, teacher.hints)) for number in numbers]
     indexes = {name: index.read(paths.out / name) for name in folders}
@@ -115,6 +115,6 @@ def write_teacher(config: TeachConfig, paths: Paths, samples: Samples, teacher: 
 
 
 def packing_of(config: TeachConfig, classes: int) -> TopK | None:
-    """Return which logits of a row are stored; None where all are."""
+    """Return how logits are packed; None if all logits are stored."""
     few = config.top_k is not None and config.top_k < classes
     return TopK(config.top_k, config.top_k_temperature) if few and config.top_k else None

@@ -1,4 +1,4 @@
-"""Write a teacher: what is new of its rows is computed into the feature cache, then its folders and teacher.json."""
+"""Write a teacher: compute its missing rows into the feature cache, then write its folders and teacher.json."""
 
 from pipeline.errors import TrainingError
 from pipeline.extract.commit import refuse_too_many
@@ -13,10 +13,10 @@ from pipeline.teach.teacher import JSON
 
 
 def teach(config: TeachConfig, paths: Paths, *, reporter: Reporter = SILENT) -> TeachSummary:
-    """Write `paths.out`, and return what was done; rows that were ever computed come from the cache.
+    """Write the teacher to `paths.out` and return its summary; rows in the cache are not computed again.
 
-    Raises TrainingError, HeadError, BackboneError or DataError where run, backbone, features and settings do not go
-    together, and what extraction raises.
+    Raises TrainingError, HeadError, BackboneError or DataError if run, backbone, features and settings are
+    incompatible, and what `extract` raises.
     """
     samples = read_samples(paths.manifests, config.datasets)
     (paths.out / JSON).unlink(missing_ok=True)
@@ -27,7 +27,7 @@ def teach(config: TeachConfig, paths: Paths, *, reporter: Reporter = SILENT) -> 
 
 
 def _is_head(config: TeachConfig, paths: Paths) -> bool:
-    """Return whether the run is one of `fit`; raises TrainingError where there is no such run."""
+    """Return whether the teacher is a head of a run of `fit`; raises TrainingError if the run does not exist."""
     if paths.run is None:
         return False
     if not has_record(paths.run):

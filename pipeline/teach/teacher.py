@@ -1,9 +1,9 @@
-"""A teacher's folder, open: its scores as logits, and its hints, by sample key. All that training sees of a teacher.
+"""Read a stored teacher: its logits and hints by sample key. Training reads teachers only through this class.
 
 data/teachers/<name>/logits/          features: a row of logits per sample, or packed by `top_k`
-                     logits.view0/    those of an augmented copy of every sample
-                     <node>/          hints: the rows of a node, as they are
-                     teacher.json     what made them; written last
+                     logits.view0/    the logits of an augmented copy of every sample
+                     <node>/          hints: the unpooled rows of a node
+                     teacher.json     the identity of the teacher; written last
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +31,11 @@ JSON, FORMAT = "teacher.json", 1
 
 @dataclass(frozen=True)
 class Teacher:
-    """Stored scores of one teacher.
+    """The stored logits and hints of a teacher.
 
-    `identity`: what made them, such as the digest of the weights, or that of the head's file and the addresses of its
-    features, how scores became logits, and how pixels are read. `views`: the augmented copies that it scored too.
+    identity: everything that determines the logits: the digest of the weights, or of the head's file with the addresses
+              of its features; the conversion to logits; the preprocessing of images.
+    views:    the settings of the augmented copies with logits; None if there are none.
     """
 
     folder: Path
@@ -44,17 +45,17 @@ class Teacher:
     views: Views | None
     record: Mapping[str, Any]
     scores: Sequence[Features]
-    """Those of the samples as they are, then of each view."""
+    """The logits of the original samples, then of each view."""
 
     nodes: Mapping[str, Sequence[Features]]
-    """The same of each hint, by its node."""
+    """The rows of each hint by its node: of the original samples, then of each view."""
 
     @classmethod
     def open(cls, folder: Path, *, check: bool = True) -> "Teacher":
-        """Open a teacher; `check` as `Features.open` has it.
+        """Open a teacher; `check` as in `Features.open`.
 
-        Raises TrainingError where there is none, and StoreError where its rows are not those that teacher.json was
-        written for, with the fields that differ.
+        Raises TrainingError if the folder has no teacher, and StoreError, with the fields that differ, if the rows are
+        other ones than teacher.json was written for.
         """
         path = folder / JSON
         if not path.is_file():
@@ -93,35 +94,35 @@ class Teacher:
 
     @property
     def top_k(self) -> top_k.TopK | None:
-        """Return which logits of a row are stored; None: all."""
+        """Return how logits are packed; None if all logits are stored."""
         packing = self.identity["top_k"]
         return None if packing is None else top_k.TopK(**packing)
 
     @property
     def addresses(self) -> dict[str, str]:
-        """Return the addresses of all stored rows, by their folder."""
+        """Return the cache address of each folder of rows."""
         return {name: column["address"] for name, column in self.record["columns"].items()}
 
     @property
     def keys(self) -> np.ndarray:
-        """Return all keys that have scores, S16, sorted."""
+        """Return the keys of all samples with logits, S16, sorted."""
         return self.scores[0].key_array
 
     def has(self, keys: Keys) -> np.ndarray:
-        """Return which samples have scores, and those of all views: bool (n,)."""
+        """Return which samples have logits, also for all views: bool (n,)."""
         known: np.ndarray = np.logical_and.reduce([features.has(keys) for features in self.scores])
         return known
 
     def logits(self, keys: Keys, view: int | None = None) -> np.ndarray:
-        """Read logits float32 (n, classes) of samples, in the order of the keys; `view`: of that augmented copy.
+        """Read logits float32 (n, classes) in the order of the keys; `view`: None for the original samples.
 
-        Raises DataError that counts samples without scores, and TrainingError for a view that is not there.
+        Raises DataError with the number of samples without logits, and TrainingError for a view that is not stored.
         """
         rows = self._load(self._of_view(self.scores, view), keys)
         return rows if self.top_k is None else top_k.unpack(rows, len(self.classes))
 
     def hints(self, node: str, keys: Keys, view: int | None = None) -> np.ndarray:
-        """Read rows float32 (n, *shape) of a node; raises what `logits` does, and TrainingError for another node."""
+        """Read rows float32 (n, *shape) of a node; raises as `logits` does, and TrainingError for an unknown node."""
         return self._load(self._of_view(self._node(node), view), keys)
 
     def hint_shape(self, node: str) -> tuple[int, ...]:
@@ -129,13 +130,13 @@ class Teacher:
         return self._node(node)[0].shape
 
     def view(self, number: int) -> View:
-        """Return what makes the pixels of a view; raises TrainingError as `logits` does."""
+        """Return the settings of a view; raises TrainingError for a view that is not stored."""
         self._of_view(self.scores, number)
         assert self.views is not None, "it has views"
         return self.views.view(number)
 
     def read_as(self, inputs: InputSpec) -> list[str]:
-        """Return in which fields other inputs read images differently; mean and deviation of pixels do not count."""
+        """Return the differences to another preprocessing of images, apart from mean and standard deviation."""
         own = {name: value for name, value in ImageReader(inputs.image).identity.items() if name != "view"}
         return differences(self.identity["reader"], own)
 
@@ -177,10 +178,10 @@ class Teacher:
 
 
 def check_compatible(teachers: Sequence[Teacher]) -> None:
-    """Raise TrainingError unless teachers can teach together: of one kind, of the same images and views, read alike."""
+    """Raise TrainingError unless all teachers have the same kind of task, views and preprocessing."""
     for other in teachers[1:]:
-        own = _compared(teachers[0])
-        if problems := differences(own, _compared(other)):
+        own = _shared_fields(teachers[0])
+        if problems := differences(own, _shared_fields(other)):
             title = (
                 f"{other.folder}: expected a teacher that goes together with {teachers[0].folder}, got another. Teach "
                 "both with the same settings, or take one of them"
@@ -188,7 +189,7 @@ def check_compatible(teachers: Sequence[Teacher]) -> None:
             raise TrainingError(bullets(title, problems))
 
 
-def _compared(teacher: Teacher) -> dict[str, Any]:
+def _shared_fields(teacher: Teacher) -> dict[str, Any]:
     views = None if teacher.views is None else teacher.views.model_dump(mode="json")
     return {"kind": teacher.kind, "views": views, "reader": dict(teacher.identity["reader"])}
 

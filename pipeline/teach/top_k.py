@@ -1,9 +1,9 @@
-"""The largest logits of each row, and one logit for all others: less to store where there are many classes.
+"""Pack the k largest logits of each row and one logit for all other classes, to store less where classes are many.
 
-A packed row is float32 (2k + 1,): the k largest logits in falling order, their columns, and the logit that stands for
-each of the others, T log(mean of exp(z / T)) over their logits z. So at the temperature T the others have the mass that
-they had, uniformly, the probabilities of the kept classes are exact, and the total variation to the full softmax is at
-most the mass of the others. At a temperature above T they have more mass than they had, below it less (Jensen's
+A packed row is float32 (2k + 1,): the k largest logits in descending order, their columns, and one logit for each of
+the other classes, T log(mean of exp(z / T)) over their logits z. At the temperature T the probability mass of the other
+classes is preserved and spread uniformly, the probabilities of the top k are exact, and the total variation to the full
+softmax is at most the mass of the other classes. Above T the packed row gives them more mass, below T less (Jensen's
 inequality), and the larger of the two masses is the bound.
 """
 
@@ -16,15 +16,15 @@ import numpy as np
 from pipeline.errors import DataError
 
 MOST_CLASSES = 2**24
-"""Columns up to here are whole numbers of float32."""
+"""float32 represents column numbers up to this one exactly."""
 
 TEMPERATURES = (1.0, 4.0)
-"""At which the error is stated."""
+"""The temperatures at which the error is measured."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """How many logits are kept, and the temperature at which the mass of the others is exact."""
+    """The number of logits to keep, and the temperature at which the mass of the other classes is exact."""
 
     k: int
     temperature: float = 1.0
@@ -35,9 +35,9 @@ class TopK:
         return 2 * self.k + 1
 
     def pack(self, logits: np.ndarray) -> np.ndarray:
-        """Pack logits (n, classes) to rows float32 (n, width), of all classes where there are no more than k.
+        """Pack logits (n, classes) to rows float32 (n, width); with at most k classes all logits are kept.
 
-        Of equal logits the first columns are kept. Raises DataError for more classes than float32 can number.
+        Ties keep the first columns. Raises DataError for more classes than float32 can number.
         """
         classes = logits.shape[1]
         if classes > MOST_CLASSES:
@@ -49,7 +49,7 @@ class TopK:
         return np.concatenate([values, columns_kept, rest[:, None]], axis=1).astype(np.float32)
 
     def level(self, others: np.ndarray) -> np.ndarray:
-        """Return the one logit that stands for all others, (n,); 0 where there are none."""
+        """Return the logit that replaces those of all other classes, (n,); 0 if there are no others."""
         if not others.shape[1]:
             return np.zeros(len(others))
         scaled = others.astype(np.float64) / self.temperature
@@ -58,7 +58,7 @@ class TopK:
 
 
 def unpack(packed: np.ndarray, classes: int) -> np.ndarray:
-    """Unpack rows to dense logits float32 (n, classes); all classes that are not kept get one logit."""
+    """Unpack rows to dense logits float32 (n, classes); classes outside the top k share a logit."""
     dense = np.repeat(packed[:, -1:].astype(np.float32), classes, axis=1)
     columns_kept = columns(packed)
     np.put_along_axis(dense, columns_kept, packed[:, : columns_kept.shape[1]], axis=1)
@@ -66,20 +66,20 @@ def unpack(packed: np.ndarray, classes: int) -> np.ndarray:
 
 
 def columns(packed: np.ndarray) -> np.ndarray:
-    """Return the columns of the kept logits, int64 (n, k)."""
+    """Return the columns of the k largest logits, int64 (n, k)."""
     k = (packed.shape[1] - 1) // 2
     return packed[:, k : 2 * k].astype(np.int64)
 
 
 def total_variation(logits: np.ndarray, packed: np.ndarray, temperature: float) -> np.ndarray:
-    """Return half the sum of the absolute differences of the two softmaxes of each row, at a temperature: (n,)."""
+    """Return the total variation between the full and the packed softmax of each row, at a temperature: (n,)."""
     full, packed_probabilities = (_softmax(table, temperature) for table in (logits, unpack(packed, logits.shape[1])))
     distances: np.ndarray = np.abs(full - packed_probabilities).sum(axis=1) / 2
     return distances
 
 
 class TruncationError:
-    """How far packed rows are off the full softmax, over all rows: total variation, mean and largest."""
+    """The mean and the largest total variation between packed rows and the full softmax."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -87,7 +87,7 @@ class TruncationError:
         self._most = dict.fromkeys(TEMPERATURES, 0.0)
 
     def add(self, logits: np.ndarray, packed: np.ndarray) -> None:
-        """Count in some rows."""
+        """Add the error of some rows."""
         self.rows += len(logits)
         for temperature in TEMPERATURES if len(logits) else ():
             distances = total_variation(logits, packed, temperature)
@@ -95,7 +95,7 @@ class TruncationError:
             self._most[temperature] = max(self._most[temperature], float(distances.max()))
 
     def merge(self, note: Mapping[str, Any]) -> None:
-        """Count in what `note` said of other rows."""
+        """Add the error of other rows, from their `note`."""
         self.rows += note["rows"]
         for temperature, values in zip(TEMPERATURES, note["total_variation"], strict=True):
             self._sums[temperature] += values["mean"] * note["rows"]
@@ -103,7 +103,7 @@ class TruncationError:
 
     @property
     def note(self) -> dict[str, Any]:
-        """Return the error as plain values."""
+        """Return the error as JSON values."""
         values = [
             {
                 "temperature": temperature,

@@ -1,7 +1,7 @@
-"""Networks of many classes: their logits are computed in full, packed, and dropped; only packed rows stay.
+"""Extract the logits of networks with many classes, pack them, and delete the full logits; only packed rows stay.
 
-Extraction runs into a cache of its own below the feature cache, for the samples that lack packed rows and no others, so
-many at a time that their logits take `DENSE_BYTES` at most. What a kill leaves there is gone on with by the next run.
+Extraction writes to a temporary cache below the feature cache, for the samples without packed rows only, in parts whose
+full logits take at most `DENSE_BYTES`. If a run is killed, the next run continues with the temporary cache.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ from pipeline.teach.config import LOGITS
 from pipeline.teach.top_k import TopK, TruncationError
 
 DENSE_BYTES = 2**31
-PRIVATE = "teach"  # the folder of these caches
-KEPT_DAYS = 7  # that what a killed run left there waits for the run that goes on with it
+PRIVATE = "teach"  # the folder of the temporary caches
+KEPT_DAYS = 7  # before the temporary cache of a killed run is removed
 
 
 @dataclass(frozen=True)
 class PackPaths:
-    """Where packed rows come from and go to."""
+    """The folders of the backbone, the manifests, the teacher and the feature cache."""
 
     backbone: Path
     manifests: Path
@@ -46,11 +46,10 @@ class PackPaths:
 
 @dataclass
 class _View:
-    """The column of a view, and which samples it knows."""
+    """The cache entry of a view. `known`: which samples it has rows or rejections of, bool (n,)."""
 
     number: int | None
     column: cache.CacheEntry
-    held: np.ndarray
     known: np.ndarray
 
 
@@ -63,15 +62,15 @@ def pack_logits(
     place: PackPaths,
     reporter: Reporter,
 ) -> tuple[dict[str, str], int]:
-    """Commit packed logits of the samples, and of their views, into `place.out`.
+    """Commit packed logits of the samples, and of their views, to `place.out`.
 
-    `config` has the logits as its one tap. Returns key to reason of samples without, and how
-    many samples the network ran on. Raises what `extract` does.
+    `config` has the logits as its only tap. Returns the samples without logits, key to reason, and the number of
+    samples that the network ran on. Raises what `extract` raises.
     """
     views: list[View | None] = [None]
     if config.views is not None:
         views += [config.views.view(number) for number in range(config.views.count)]
-    columns = [_view(view, spec, config, packing, samples, place.cache_root) for view in views]
+    columns = [_open_view(view, spec, config, packing, samples, place.cache_root) for view in views]
     missing = np.flatnonzero(~np.logical_and.reduce([view.known for view in columns]))
     private = place.cache_root / PRIVATE / digest([view.column.address for view in columns])[:32]
     classes = spec.taps[LOGITS].shape[0]
@@ -94,10 +93,10 @@ def pack_logits(
             reporter=replace(reporter, progress=count),
         )
         for view in columns:
-            refused |= _store(view, private, samples.keys[part], ~view.known[part], packing)
+            refused |= _pack_view(view, private, samples.keys[part], ~view.known[part], packing)
     if private.is_dir():
         shutil.rmtree(private)
-    _tidy(place.cache_root / PRIVATE)
+    _remove_stale(place.cache_root / PRIVATE)
     for view in columns:
         folder = place.out / folder_of(LOGITS, view.number)
         rejected = {**refused, **view.column.rejected()}
@@ -106,31 +105,30 @@ def pack_logits(
 
 
 def truncation_error(column: cache.CacheEntry, keys: np.ndarray) -> dict[str, Any]:
-    """Return how far the shards that hold these rows are off the full softmax, over all of their rows."""
+    """Return the error of packing, over all rows of the shards that have these keys."""
     error = TruncationError()
     for record in cache.shards_for_keys(column, keys)[0]:
         error.merge(cache.read_note(column.folder / f"{record.name}.json")["provenance"]["top_k"])
     return error.note
 
 
-def _view(
+def _open_view(
     view: View | None, spec: BackboneSpec, config: ExtractConfig, packing: TopK, samples: Samples, cache_root: Path
 ) -> _View:
     dense = identity(spec.viewed(view), config.taps[LOGITS], precision=config.precision)
     column = cache.column(cache_root, {**dense, "top_k": asdict(packing)})
-    held = cache.shards_for_keys(column, samples.keys)[2]
-    known = held.copy()
+    known = cache.shards_for_keys(column, samples.keys)[2].copy()
     places = key_arrays.find(samples.keys, key_arrays.from_hex(sorted(column.rejected())))
     known[places[places >= 0]] = True
-    return _View(None if view is None else view.number, column, held, known)
+    return _View(None if view is None else view.number, column, known)
 
 
-def _store(view: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, packing: TopK) -> Mapping[str, str]:
-    """Pack the logits of one view of some samples; key to reason of those that have none. Then the logits go."""
+def _pack_view(view: _View, private: Path, keys: np.ndarray, missing: np.ndarray, packing: TopK) -> Mapping[str, str]:
+    """Pack the logits of a view of some samples, delete the full logits, and return key to reason of rejections."""
     folder = private / "features" / folder_of(LOGITS, view.number)
     dense = Features.open(folder)
     column = cache.column(private, dense.identity)
-    wanted, deviation = keys[lacking & dense.has(keys)], TruncationError()
+    wanted, deviation = keys[missing & dense.has(keys)], TruncationError()
     lasting = column.rejected()
     with view.column.writer((packing.width,)) as writer:
         size = max(1, 2**25 // (4 * dense.shape[0]))
@@ -150,10 +148,10 @@ def _store(view: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, pa
     return {item.key: item.reason for item in dense.index.rejected}
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what killed runs have left, and nobody went on with."""
+def _remove_stale(folder: Path) -> None:
+    """Remove temporary caches of killed runs after `KEPT_DAYS`."""
     for leftover in folder.glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # its owner is at work there, and removed a file
+        with contextlib.suppress(FileNotFoundError):  # another run is using the folder and removed a file
             last = max(path.stat().st_mtime for path in (leftover, *leftover.rglob("*")))
             if time.time() - last > KEPT_DAYS * 86_400:
                 shutil.rmtree(leftover)

@@ -1,7 +1,7 @@
-"""Stored scores against those that are computed now: a seeded handful of samples, before anything is learned from them.
+"""Recompute the logits of a few samples and compare them with the stored ones, before a student is trained on them.
 
-First what made the scores is compared by digest and name, then their values, and those of hints and of all views. Of a
-head the stored features that it saw are held against the network, and its scores against what it says of them now.
+First the identity of the teacher is compared by digest and name, then the values of logits, hints and all views. For a
+head, the stored features are compared with the network, and the stored logits with those of the head on the features.
 """
 
 from collections.abc import Mapping
@@ -30,16 +30,17 @@ from pipeline.teach.logits import logits_of
 from pipeline.teach.teacher import Teacher
 
 ROWS = 32
-REDUCED = 0.1  # of networks in 16 bits, whose logits stray with the kernels
-SAME = 1e-4  # of a head on the same stored features
+REDUCED = 0.1  # tolerance for networks in 16 bits, whose logits differ between kernels
+SAME = 1e-4  # tolerance for a head on the same stored features
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a teacher came from, as it lies on disk now.
+    """The folders that a teacher was computed from.
 
-    `network`: the backbone format, of the network itself, or of the one that gave a head its features. `run`: of a
-    head, with model.json; `features`: the folder of its taps.
+    network:  the teacher network, or the backbone of a head's features.
+    run:      for a head, the folder of its run.
+    features: for a head, the folder of its taps.
     """
 
     network: Path
@@ -48,7 +49,7 @@ class Sources:
 
     @property
     def of_head(self) -> tuple[Path, Path]:
-        """`run` and `features`."""
+        """Return `run` and `features`."""
         assert self.run is not None, "a head is of a run"
         assert self.features is not None, "a head was fitted on features"
         return self.run, self.features
@@ -56,7 +57,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Verified:
-    """How many samples were computed again, each with all views, and the largest difference in parts of the largest."""
+    """The number of recomputed samples and views, and the largest difference relative to the largest value."""
 
     rows: int
     views: int
@@ -64,8 +65,8 @@ class Verified:
 
 
 @dataclass(frozen=True)
-class _Compared:
-    """Stored rows and live ones of the same samples, and how far they may be apart."""
+class _Comparison:
+    """Stored and recomputed rows of the same samples, and the largest relative difference that is allowed."""
 
     what: Path
     stored: np.ndarray
@@ -74,14 +75,15 @@ class _Compared:
 
 
 def recompute(teacher: Teacher, sources: Sources, pixels: Pixels, *, count: int = ROWS, seed: int = 0) -> Verified:
-    """Compute the scores of some samples again, at most `count` of those of `pixels`, and compare.
+    """Recompute the logits of at most `count` samples of `pixels`, and compare them with the stored ones.
 
-    `pixels`: samples read as the teacher reads them, decoded for the transforms of its views. Raises TrainingError
-    where the teacher was made by something else, with the fields that differ, and where values are off, with how far
-    and the first key; DataError where a sample has no scores.
+    pixels: samples with the teacher's preprocessing, decoded for the transforms of its views.
+
+    Raises TrainingError, with the fields, if the teacher's identity differs from the files on disk, and, with the
+    difference and the first key, if values differ; DataError for a sample without logits.
     """
     network = serialization.read(sources.network)
-    _check_made(teacher, sources, network.spec)
+    _check_identity(teacher, sources, network.spec)
     random = np.random.default_rng(seed)
     sampled = np.sort(random.choice(len(pixels.keys), min(count, len(pixels.keys)), replace=False))
     keys = pixels.keys[sampled]
@@ -98,14 +100,14 @@ def recompute(teacher: Teacher, sources: Sources, pixels: Pixels, *, count: int 
                 height, width, _ = pixels.shape
                 images = teacher.view(view)(pixels.images(sampled), keys, size=(height, width))
             live = engine.run({"pixels": images})
-            compare_rows = _of_head if teacher.identity["source"] == "head" else _of_network
+            compare_rows = _compare_head if teacher.identity["source"] == "head" else _compare_network
             for compared in compare_rows(teacher, sources, taps, live, keys, view):
                 worst = max(worst, _compare(compared, keys))
     return Verified(len(keys), len(views) - 1, worst)
 
 
-def _check_made(teacher: Teacher, sources: Sources, spec: BackboneSpec) -> None:
-    """Raise TrainingError with the fields in which what made the scores is not what is there now."""
+def _check_identity(teacher: Teacher, sources: Sources, spec: BackboneSpec) -> None:
+    """Raise TrainingError, with the fields, if the teacher's identity differs from the files on disk."""
     made_from = teacher.identity
     now: dict[str, Any] = {
         "weights": spec.weights_digest,
@@ -126,7 +128,7 @@ def _check_made(teacher: Teacher, sources: Sources, spec: BackboneSpec) -> None:
 
 
 def _taps(teacher: Teacher, sources: Sources) -> dict[str, TapSpec]:
-    """Return the taps that must be computed."""
+    """Return the taps to recompute."""
     if teacher.identity["source"] == "head":
         _, features = sources.of_head
         return {tap: spec_of(Features.open(features / tap).identity) for tap in teacher.identity["features"]}
@@ -135,24 +137,24 @@ def _taps(teacher: Teacher, sources: Sources) -> dict[str, TapSpec]:
 
 
 def spec_of(identity: Mapping[str, Any]) -> TapSpec:
-    """Return the tap that stored rows are of, from their identity."""
+    """Return the settings of a tap from the identity of its stored rows."""
     projection = identity.get("projection")
     more = {} if projection is None else {"project": projection["dimensions"]}
     return TapSpec(node=identity["node"], pool=identity["pool"], dtype=identity["dtype"], **more)
 
 
-def _of_network(
+def _compare_network(
     teacher: Teacher,
     _sources: Sources,
     taps: Mapping[str, TapSpec],
     live: Mapping[str, np.ndarray],
     keys: np.ndarray,
     view: int | None,
-) -> list[_Compared]:
+) -> list[_Comparison]:
     compared = []
     logits, stored = live[LOGITS], teacher.logits(keys, view)
     features = teacher.scores[0 if view is None else 1 + view]
-    if teacher.top_k is not None:  # what was kept, and the mass of the rest, whatever is largest now
+    if teacher.top_k is not None:  # compare the stored columns, and one logit for the rest
         packed = features.load(keys)
         columns = top_k.columns(packed)
         stored = np.concatenate([packed[:, : columns.shape[1]], packed[:, -1:]], axis=1)
@@ -161,27 +163,27 @@ def _of_network(
         rest = teacher.top_k.level(logits[others].reshape(len(keys), -1))[:, None]
         logits = np.concatenate([np.take_along_axis(logits, columns, axis=1), rest], axis=1)
     lowered = teacher.identity["precision"] != "float32"
-    compared.append(_Compared(features.folder, stored, logits, REDUCED if lowered else TOLERANCE["float32"]))
+    compared.append(_Comparison(features.folder, stored, logits, REDUCED if lowered else TOLERANCE["float32"]))
     for node, several in teacher.nodes.items():
         most = max(TOLERANCE[taps[hint_folder(node)].dtype], REDUCED if lowered else 0)
         folder = several[0 if view is None else 1 + view].folder
-        compared.append(_Compared(folder, teacher.hints(node, keys, view), live[hint_folder(node)], most))
+        compared.append(_Comparison(folder, teacher.hints(node, keys, view), live[hint_folder(node)], most))
     return compared
 
 
-def _of_head(
+def _compare_head(
     teacher: Teacher,
     sources: Sources,
     taps: Mapping[str, TapSpec],
     live: Mapping[str, np.ndarray],
     keys: np.ndarray,
     view: int | None,
-) -> list[_Compared]:
+) -> list[_Comparison]:
     run, features = sources.of_head
     stored = [Features.open(features / folder_of(tap, view)) for tap in taps]
     lowered = teacher.identity["precision"] != "float32"
     compared = [
-        _Compared(
+        _Comparison(
             features.folder,
             features.load(keys).astype(np.float32),
             live[tap],
@@ -194,11 +196,11 @@ def _of_head(
     if teacher.top_k is not None:
         logits = top_k.unpack(teacher.top_k.pack(logits), logits.shape[1])
     folder = teacher.scores[0 if view is None else 1 + view].folder
-    return [*compared, _Compared(folder, teacher.logits(keys, view), logits, SAME)]
+    return [*compared, _Comparison(folder, teacher.logits(keys, view), logits, SAME)]
 
 
-def _compare(compared: _Compared, keys: np.ndarray) -> float:
-    """Return the largest difference over the largest live value; raises TrainingError where it is too large."""
+def _compare(compared: _Comparison, keys: np.ndarray) -> float:
+    """Return the largest difference over the largest recomputed value; raises TrainingError if it is too large."""
     stored, live = (value.reshape(len(keys), -1).astype(np.float64) for value in (compared.stored, compared.live))
     errors = np.abs(stored - live).max(axis=1) / max(float(np.abs(live).max()), np.finfo(np.float32).tiny)
     off = np.flatnonzero(~(errors <= compared.most))  # a comparison with NaN is false
