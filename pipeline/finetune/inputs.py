@@ -119,13 +119,13 @@ def open_features(folder: Path, tap: str, spec: BackboneSpec, *, views: int) -> 
     Raises TrainingError for a tap or a view that was not extracted, and for pooled rows; StoreError, with the fields,
     for features of another network.
     """
-    there = sorted(path.parent.name for path in folder.glob("*/index.json"))
-    if tap not in there:
-        raise TrainingError(f"{folder}: {unknown('tap', tap, [name for name in there if '.' not in name])}")
+    extracted = sorted(path.parent.name for path in folder.glob("*/index.json"))
+    if tap not in extracted:
+        raise TrainingError(f"{folder}: {unknown('tap', tap, [name for name in extracted if '.' not in name])}")
     wanted = [folder_of(tap, number) for number in range(views)]
-    missing = [name for name in wanted if name not in there]
+    missing = [name for name in wanted if name not in extracted]
     if missing:
-        known = sum(name.startswith(folder_of(tap, 0)[:-1]) for name in there)
+        known = sum(name.startswith(folder_of(tap, 0)[:-1]) for name in extracted)
         raise TrainingError(
             f"{folder}: expected {views} views of {tap!r}, got {known}: there is no {missing[0]}. Give the entry of "
             f"`extract` `views` with `count: {views}`, or ask for fewer."

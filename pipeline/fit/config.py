@@ -145,8 +145,8 @@ class FitConfig(Settings):
         streaming = [name for name, _ in self.heads.values() if heads.is_streaming(name)]
         if streaming and self.scale == "l2" and any("+" in input_name(name) for name in self.inputs):
             raise ValueError(f"{streaming[0]} cannot take the lengths of joined taps. Choose another `scale`")
-        if idle := list(self._unused_settings(streaming)):
-            raise ValueError("; ".join(idle))
+        if unused := list(self._unused_settings(streaming)):
+            raise ValueError("; ".join(unused))
         return self
 
     def search_of(self, name: str, params: dict[str, Any]) -> SearchConfig | None:

@@ -69,10 +69,10 @@ class Stream:
 
 def open_taps(names: Sequence[str], features: Path) -> dict[str, Features]:
     """Open the taps of a run; raises HeadError for a tap that was not extracted."""
-    there = [path.parent.name for path in features.glob("*/index.json")]
+    extracted = [path.parent.name for path in features.glob("*/index.json")]
     for tap in names:
-        if tap not in there:
-            raise HeadError(f"{features}: {unknown('tap', tap, there)}")
+        if tap not in extracted:
+            raise HeadError(f"{features}: {unknown('tap', tap, extracted)}")
     return {tap: Features.open(features / tap) for tap in names}
 
 

@@ -155,11 +155,11 @@ def _find_fit(config: TeachConfig, run: Path) -> HeadFit:
     asked = {name: getattr(config, name) for name in ("input", "head", "labels", "draw")}
     fits = find_fits(record.fits, **asked)
     if len(fits) != 1:
-        there = [str(fit) for fit in (fits or record.fits)]
+        choices = [str(fit) for fit in (fits or record.fits)]
         wanted = ", ".join(f"{name}: {value}" for name, value in asked.items() if value is not None)
         raise HeadError(
             f"{run}: expected one head as a teacher ({wanted or 'the only one'}), got {len(fits)}. Say which by "
-            f"`input`, `head`, `labels` and `draw`: {'; '.join(there[:8])}{'; …' if len(there) > 8 else ''}."
+            f"`input`, `head`, `labels` and `draw`: {'; '.join(choices[:8])}{'; …' if len(choices) > 8 else ''}."
         )
     return fits[0]
 

@@ -165,12 +165,12 @@ class Teacher:
         return features
 
     def _load(self, stored: Features, keys: Keys) -> np.ndarray:
-        there = stored.has(keys)
-        if not there.all():
-            missing = np.asarray(keys)[~there]
+        has_rows = stored.has(keys)
+        if not has_rows.all():
+            missing = np.asarray(keys)[~has_rows]
             first = key_arrays.to_hex(missing[:1])[0] if missing.dtype == key_arrays.DTYPE else str(missing[0])
             raise DataError(
-                f"{stored.folder}: expected scores of all {len(there):,} samples, got none of {len(missing):,}, the "
+                f"{stored.folder}: expected scores of all {len(has_rows):,} samples, got none of {len(missing):,}, the "
                 f"first is {first}. Add their data set to the teacher's `datasets`, or run "
                 f"`icecore repro teach@{self.name}`."
             )
