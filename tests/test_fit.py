@@ -562,7 +562,9 @@ def test_a_class_without_validation_rows_does_not_move_the_temperature(place: Pl
 
 
 def test_a_head_without_scores_has_no_temperature(place: Place) -> None:
-    with pytest.raises(HeadError, match="calibrate: expected a head with probabilities or decision values, centroid"):
+    with pytest.raises(
+        HeadError, match="calibrate: expected a head with probabilities or decision values, but centroid"
+    ):
         place.fit(head="centroid", calibrate="temperature")
 
 
