@@ -34,7 +34,7 @@ from pipeline.distill.config import DistillConfig
 from pipeline.distill.run import distill
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
-from pipeline.files import read_json, sha256_file
+from pipeline.files import sha256_file
 from pipeline.finetune import setup as finetune_setup
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
@@ -44,6 +44,7 @@ from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.manifest import ManifestPaths
 from pipeline.metrics import row_log_losses
+from pipeline.model_record import NetworkRecord, read_record
 from pipeline.predictions import PredictionsFile
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
@@ -170,8 +171,9 @@ class Project:
 
     def chosen(self) -> str:
         """Return the learning rate of the last training run, and the epoch of its saved weights; 0 is its start."""
-        made = read_json(self.root / "models" / "run" / "model.json")
-        return f"{made['settings']['learning_rate']:.1g}: {made['fits'][0]['kept']['epoch'] + 1:.0f}"
+        record = read_record(self.root / "models" / "run")
+        assert isinstance(record, NetworkRecord)
+        return f"{record.settings['learning_rate']:.1g}: {record.fits[0].kept['epoch'] + 1:.0f}"
 
 
 def measured(predictions: Path) -> tuple[float, float]:

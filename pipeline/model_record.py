@@ -11,9 +11,9 @@
 Unknown fields of other versions of icecore are kept: reading and writing a record does not change its text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -148,7 +148,10 @@ class NetworkFit(Fit):
 
 
 class TeacherRecord(_Part):
-    """A teacher of a student: its name, the run it comes from, and which fit of that run, where it is a head."""
+    """A teacher of a student: its name, the run it comes from, and which fit of that run, where it is a head.
+
+    `task`: the task that it teaches, in older records, which list the teachers of all tasks of a student together.
+    """
 
     name: str
     run: str
@@ -158,6 +161,7 @@ class TeacherRecord(_Part):
     labels: int | None
     draw: int | None
     identity: dict[str, Any]
+    task: str | None = None
 
 
 class ExtraTask(TaskRecord):
@@ -232,6 +236,11 @@ class NetworkRecord(_Record):
         return next(fit for fit in self.fits if (fit.labels, fit.draw) == wanted)
 
     @property
+    def own_teachers(self) -> tuple[TeacherRecord, ...]:
+        """Return the teachers for the task of the run, without those for further tasks of a student."""
+        return tuple(teacher for teacher in self.teachers if teacher.task in (None, self.task.name))
+
+    @property
     def tasks(self) -> tuple[TaskRecord, ...]:
         """Return all tasks of the network, the task of the run first."""
         return (self.task, *self.extra_tasks)
@@ -239,6 +248,11 @@ class NetworkRecord(_Record):
 
 ModelRecord = HeadsRecord | NetworkRecord
 AnyFit = TypeVar("AnyFit", bound=Fit)
+
+
+def is_student(record: ModelRecord) -> TypeGuard[NetworkRecord]:
+    """Return whether a record is that of `distill`, with or without a teacher."""
+    return isinstance(record, NetworkRecord) and record.student is not None
 
 
 def find_fits(fits: Sequence[AnyFit], **asked: Any) -> list[AnyFit]:
@@ -269,11 +283,25 @@ def read_record(folder: Path) -> ModelRecord:
     return parse_record(read_json(folder / JSON), where=str(folder))
 
 
-def parse_record(values: dict[str, Any], *, where: str) -> ModelRecord:
+def record_of(evaluation: Mapping[str, Any]) -> ModelRecord:
+    """Return the record that `evaluate` quotes in the tables of a run; raises HeadError as `read_record` does."""
+    return parse_record(evaluation["made_from"], where=f"the evaluation of {evaluation['run']}")
+
+
+def has_evaluated(evaluation: Mapping[str, Any], record: ModelRecord) -> bool:
+    """Return whether tables of `evaluate` are those of the model with this record, not of an earlier model."""
+    try:
+        return parse_record(evaluation.get("made_from"), where="the evaluation") == record
+    except HeadError:
+        return False
+
+
+def parse_record(values: Any, *, where: str) -> ModelRecord:
     """Return the record from JSON values, as other files contain it; raises HeadError as `read_record` does."""
+    values = values if isinstance(values, dict) else {}
     network = "backbone" in values
     again = "Train" if network else "Fit"
-    number = values.get("format") if isinstance(values, dict) else None
+    number = values.get("format")
     if number != FORMAT:
         raise HeadError(f"{where}: expected a {JSON} of format {FORMAT}, got {number}. {again} the run again.")
     try:

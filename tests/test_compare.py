@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.model_records import heads
 
 from pipeline.compare.config import CompareConfig
 from pipeline.compare.run import compare
@@ -74,7 +75,7 @@ class Bench:
                     found = np.zeros((len(targets), len(classes)), dtype=np.float32)
                     labels = None if draw is None else 5
                     writer.add(Predictions("head", tap, labels, draw, self.keys(), splits, targets, predicted, found))
-        write_json(self.folder / name / "model.json", {"settings": {"task": "task"}})
+        write_json(self.folder / name / "model.json", heads("task"))
         evaluate(
             EvaluateConfig(resamples=100),
             predictions=self.folder / f"{name}.parquet",

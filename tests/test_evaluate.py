@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.errors import DataError
+from support.model_records import head_fit, heads
+
+from pipeline.errors import DataError, HeadError
 from pipeline.evaluate.config import EvaluateConfig, Metric
 from pipeline.evaluate.run import evaluate
 from pipeline.evaluate.table import select
@@ -43,6 +45,8 @@ class Run:
     fits: list[Predictions] = field(default_factory=list)
     more: dict[str, Sequence[Any]] = field(default_factory=dict)
     """Further columns of the task."""
+    record: dict[str, Any] = field(default_factory=lambda: heads("pets"))
+    """Its model.json."""
 
     def add(
         self,
@@ -87,7 +91,7 @@ class Run:
             for one in self.fits:
                 writer.add(one)
         self.write_task()
-        write_json(model / "model.json", {"settings": {"task": "pets"}})
+        write_json(model / "model.json", self.record)
         numbers, tables = self.folder / "metrics" / "run.json", self.folder / "plots" / "run.json"
         found = evaluate(
             config,
@@ -237,7 +241,7 @@ def test_the_tables_name_the_run_and_what_it_was_made_from(run: Run) -> None:
     run.name = "pets_logistic"
     _, tables = run.add("tap", right=ROWS, of=ROWS).evaluate(EvaluateConfig(confidence_level=0.8, resamples=100))
     assert tables["run"] == "pets_logistic"
-    assert tables["made_from"] == {"settings": {"task": "pets"}}
+    assert tables["made_from"] == run.record == heads("pets")
     assert tables["interval"] == 0.8
 
 
@@ -397,7 +401,7 @@ def evaluated(
             writer.add(one)
     table = pa.table({"key": fits[0].keys, "target": column_of(targets, kind, classes), "split": fits[0].splits})
     Task(table.replace_schema_metadata({"kind": kind})).write(folder / "task.parquet")
-    write_json(folder / "model" / "model.json", {"settings": {"task": "task"}})
+    write_json(folder / "model" / "model.json", heads("task"))
     found = evaluate(
         QUICK,
         predictions=folder / "run.parquet",
@@ -497,11 +501,11 @@ def test_the_stages_pass_over_a_run_that_cannot_be_measured_and_name_it(
             {"key": one.keys, "target": column_of(targets, "multilabel", CLASSES), "split": one.splits}
         ).replace_schema_metadata({"kind": "multilabel"})
         Task(table).write(Path(f"data/tasks/{task}.parquet"))
-        fits = [{"file": f"{name}.skops", "not_converged": "max_iter" if name == "right" else None}]
-        failed = [{"cause": "knn on block3, all: too few rows"}] if name == "right" else []
-        made = {"settings": {"task": task, **fit}, "features": {}, "fits": fits, "failed": failed, "versions": {}}
-        made["task"] = {"name": task, "sha256": "cd" * 32}
-        write_json(Path(f"data/models/{name}/model.json"), made)
+        fits = [head_fit("head", file=f"{name}.skops", not_converged="max_iter" if name == "right" else None)]
+        failure = {"head": "knn", "input": "block3", "labels": None, "draw": None}
+        failure |= {"cause": "knn on block3, all: too few rows"}
+        record = heads(task, settings=fit, fits=fits, failed=[failure] if name == "right" else [])
+        write_json(Path(f"data/models/{name}/model.json"), record)
 
     def printed(stage: Any, *names: str) -> list[str]:
         monkeypatch.setattr("sys.argv", ["stage", *names])
@@ -549,6 +553,13 @@ def test_several_inputs_and_no_validation_rows_are_refused(run: Run) -> None:
         match=r"2 methods to choose from, but the task has no validation rows to measure accuracy on, and the test",
     ):
         run.evaluate()
+
+
+def test_the_model_json_of_another_version_is_refused(run: Run) -> None:
+    run.add("tap", right=ROWS, of=ROWS).record["format"] = 1
+    with pytest.raises(HeadError, match=r"model: expected a model\.json of format 2, got 1\. Fit the run again\.$"):
+        run.evaluate()
+    assert not (run.folder / "plots").exists()
 
 
 def test_a_single_input_needs_no_validation_rows(run: Run) -> None:

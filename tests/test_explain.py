@@ -24,6 +24,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from support.model_records import head_fit
 from support.networks import backbone as small_backbone
 from support.teachers import CLASSES, write_photos
 from support.trained_models import Models
@@ -53,6 +54,7 @@ from pipeline.inference.rows import InMemoryExtractor
 from pipeline.inference.trained_model import TrainedModel, load
 from pipeline.manifest import ManifestPaths
 from pipeline.manifest import read as read_manifest
+from pipeline.model_record import HeadFit
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageSpec
@@ -76,7 +78,7 @@ def photos(models: Models, count: int = 2) -> list[str]:
 def model_of(network: Backbone, taps: dict[str, TapSpec], head: Any, classes: tuple[str, ...]) -> TrainedModel:
     """A head on a backbone, without a run's folder."""
     task = TaskOutput("photos", "classification", classes, slice(0, len(classes)))
-    record = {"head": "logistic", "input": "+".join(taps)}
+    record = HeadFit.model_validate(head_fit("logistic", "+".join(taps)))
     return TrainedModel(
         folder=Path("models/photos"),
         kind="classification",

@@ -13,7 +13,18 @@ from pipeline.errors import HeadError
 from pipeline.files import write_json
 from pipeline.heads import saved
 from pipeline.inference.trained_model import spec_of
-from pipeline.model_record import JSON, HeadsRecord, NetworkRecord, find_fits, read_record, write_record
+from pipeline.model_record import (
+    JSON,
+    HeadsRecord,
+    NetworkRecord,
+    find_fits,
+    has_evaluated,
+    is_student,
+    parse_record,
+    read_record,
+    record_of,
+    write_record,
+)
 
 KEPT = {"epoch": 3, "learning_rate": 0.001, "loss": 0.5, "validation_loss": 0.25}
 TRAINED: dict[str, Any] = {
@@ -129,6 +140,27 @@ def test_further_tasks_of_an_older_record_are_read(tmp_path: Path) -> None:
     record = read_record(tmp_path)
     assert isinstance(record, NetworkRecord)
     assert [task.name for task in record.tasks] == ["pets", "ages"]
+
+
+def test_the_teachers_of_further_tasks_of_an_older_record_do_not_teach_the_task_of_the_run() -> None:
+    [first] = TRAINED["teachers"]
+    listed = [first, first | {"name": "of pets", "task": "pets"}, first | {"name": "of ages", "task": "ages"}]
+    record = parse_record(TRAINED | {"teachers": listed}, where="a record")
+    assert is_student(record)
+    assert [teacher.name for teacher in record.own_teachers] == ["large", "of pets"]
+    tuned = {name: value for name, value in TRAINED.items() if name not in ("student", "teachers", "losses")}
+    assert not is_student(parse_record(tuned, where="a record"))
+
+
+def test_an_evaluation_quotes_the_record_of_its_model() -> None:
+    record, evaluation = parse_record(TRAINED, where="a record"), {"run": "small", "made_from": TRAINED}
+    assert record_of(evaluation) == record
+    older = {"also" if name == "extra_tasks" else name: value for name, value in TRAINED.items()}
+    for values, same in ((TRAINED, True), (older, True), (TRAINED | {"losses": {}}, False), ({}, False), (None, False)):
+        assert has_evaluated({"made_from": values}, record) is same
+    message = r"^the evaluation of small: expected a model\.json of format 2, got None\. Fit the run again\.$"
+    with pytest.raises(HeadError, match=message):
+        record_of(evaluation | {"made_from": None})
 
 
 def test_a_network_is_no_head(tmp_path: Path) -> None:

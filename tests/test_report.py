@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.model_records import heads, network, teacher
 
 from pipeline.compare.config import CompareConfig
 from pipeline.compare.run import compare
@@ -86,12 +87,15 @@ def evaluated(
     interval: float = 0.95,
     params: dict[str, Any] | None = None,
     head: str = "logistic",
-    made_from: dict[str, Any] | None = None,
+    kept: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
     rare: dict[str, dict[str, int]] | None = None,
     given: Sequence[str] = (),
 ) -> Path:
-    """Make up the predictions of a run, evaluate them, and return the folder of evaluations."""
+    """Make up the predictions of a run, evaluate them, and return the folder of evaluations.
+
+    kept: values of the record of a run that trained a network; None of a run of heads.
+    """
     random, names, each = np.random.default_rng(len(name)), np.array(classes, dtype=object), 4
     numbers = np.tile(np.arange(len(classes)), 2 * each)
     splits = np.repeat(np.array(["validation", "test"], dtype=object), each * len(classes))
@@ -120,16 +124,12 @@ def evaluated(
                     )
     identity = {"node": "block<3>", "pool": "mean", "dtype": "float16", "weights": "ab" * 32}
     told = {"task": task, "backbone": "tiny", "inputs": list(inputs), "head": head, "params": params or {}}
-    write_json(
-        folder / "models" / name / "model.json",
-        {
-            "settings": told | (settings or {}),
-            "task": {"name": task, "sha256": "cd" * 32},
-            "features": {tap: {"address": "ef" * 32, "identity": identity} for tap in inputs},
-            "versions": {"scikit-learn": "1.0"},
-            **(made_from or {}),
-        },
-    )
+    record: dict[str, Any] = {
+        "settings": told | (settings or {}),
+        "features": {tap: {"address": "ef" * 32, "identity": identity} for tap in inputs},
+    }
+    made = heads(task, **record) if kept is None else network(task, **record | kept)
+    write_json(folder / "models" / name / "model.json", made)
     path = folder / "tasks" / f"{task}-{name}.parquet"
     rows = {"key": [f"{number:032x}" for number in range(len(numbers))], "target": names[numbers], "split": splits}
     about = {RARE: json.dumps(rare or {}), GIVEN: json.dumps(list(given))}
@@ -510,13 +510,13 @@ def test_costs_are_on_the_page(tmp_path: Path) -> None:
 # Networks that were trained ------------------------------------------------------------------------------------------
 
 FINETUNE = {"start": "backbone", "input": "pixels", "tap": None, "train": None, "unfreeze": {}}
-KEPT = {"backbone": {"labels": 10, "draw": 0}}
+KEPT = {"labels": 10, "draw": 0}
 
 
 def tuned(folder: Path, name: str, *, labels: Sequence[int | None] = (5, 10), **settings: Any) -> Path:
     """A run of finetune."""
     told = FINETUNE | settings
-    given: dict[str, Any] = {"head": "finetune", "inputs": ("pixels",), "labels": labels, "made_from": KEPT}
+    given: dict[str, Any] = {"head": "finetune", "inputs": ("pixels",), "labels": labels, "kept": KEPT}
     return evaluated(folder, name, settings=told, **given)
 
 
@@ -564,23 +564,22 @@ def test_frozen_features_and_trained_networks_stand_beside_each_other(tmp_path: 
     assert [bool(cell) for cell in full[2:]] == [False, False, False, True]
 
 
-def of_one_method(name: str, value: float, *, higher: bool, **made: Any) -> Run:
+def of_one_method(name: str, value: float, record: dict[str, Any], *, higher: bool) -> Run:
     """A run with one method of that value on test rows."""
     row = {"head": "h", "input": "i", "labels": None, "accuracy": value, "validation_accuracy": value}
-    made_from = {"settings": {"backbone": "tiny"}, **made}
-    return {"run": name, "metric": "accuracy", "higher_is_better": higher, "table": [row], "made_from": made_from}
+    return {"run": name, "metric": "accuracy", "higher_is_better": higher, "table": [row], "made_from": record}
 
 
 @pytest.mark.parametrize(
     ("value", "higher", "below"), [(0.8, True, True), (0.9, True, False), (0.9, False, False), (0.95, False, True)]
 )
 def test_a_network_below_the_probe_of_its_own_backbone_is_named(value: float, higher: bool, below: bool) -> None:
-    probe = of_one_method("probe", 0.9, higher=higher)
-    other = of_one_method("elsewhere", 0.99, higher=higher) | {"made_from": {"settings": {"backbone": "large"}}}
-    network = of_one_method("tuned", value, higher=higher, backbone={})
+    probe = of_one_method("probe", 0.9, heads(), higher=higher)
+    other = of_one_method("elsewhere", 0.99, heads(settings={"backbone": "large"}), higher=higher)
+    trained_run = of_one_method("tuned", value, network(), higher=higher)
     numbers = f"accuracy {value:.3f} against 0.900, all labels"
     line = f"tuned is below the frozen probe of its own backbone, probe: {numbers}"
-    assert trained.below_probe([probe, other, network]) == ([line] if below else [])
+    assert trained.below_probe([probe, other, trained_run]) == ([line] if below else [])
 
 
 def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
@@ -637,15 +636,15 @@ def test_what_is_best_at_a_number_of_labels_is_chosen_on_validation_rows() -> No
 
 # Students ------------------------------------------------------------------------------------------------------------
 
-TEACHER = {"name": "wise", "task": "animals", "run": "grown", "head": None, "input": None, "labels": None, "draw": None}
+TEACHER = teacher("wise", "grown", task="animals")
 CLASSES = [f"kind{number}" for number in range(9)]
 
 
 def student(folder: Path, name: str, teachers: Sequence[Any], *, right: float) -> Path:
     """A run of distill."""
-    made = {"student": "small", "teachers": list(teachers), "losses": {}, "features": {}, "backbone": {}}
+    kept = {"student": "small", "teachers": list(teachers), "losses": {}, "features": {}}
     given: dict[str, Any] = {"head": "distill", "inputs": ("pixels",), "classes": CLASSES, "right": right}
-    return evaluated(folder, name, settings={"student": "small"}, made_from=made, **given)
+    return evaluated(folder, name, settings={"student": "small"}, kept=kept, **given)
 
 
 def measured(parameters: int, *, engine: str = "torch") -> dict[str, Any]:
@@ -666,7 +665,7 @@ def measured(parameters: int, *, engine: str = "torch") -> dict[str, Any]:
 def taught(folder: Path, teachers: Sequence[Any] = (TEACHER,), *, costs: bool = True) -> Page:
     """The page of a teacher, a student, and the same student on labels alone."""
     given: dict[str, Any] = {"settings": FINETUNE, "head": "finetune", "inputs": ("pixels",), "classes": CLASSES}
-    evaluated(folder, "grown", made_from={"backbone": {"labels": None, "draw": None}}, right=1.0, **given)
+    evaluated(folder, "grown", kept={}, right=1.0, **given)
     student(folder, "alone", [], right=0.3)
     plots = student(folder, "learned", teachers, right=0.9)
     names = ["grown", "alone", "learned"]
@@ -779,9 +778,7 @@ def other_kinds(folder: Path) -> list[Run]:
             writer.add(one)
         table = pa.table({"key": keys, "target": column_of(one.targets, kind, classes), "split": splits})
         Task(table.replace_schema_metadata({"kind": kind})).write(folder / "task.parquet")
-        settings = {"task": f"a_{kind}", "backbone": "tiny"}
-        made_from = {"settings": settings, "task": {"sha256": "cd" * 32}, "features": {}, "versions": {}}
-        write_json(folder / "model" / "model.json", made_from)
+        write_json(folder / "model" / "model.json", heads(f"a_{kind}"))
         evaluate(
             EvaluateConfig(resamples=100),
             predictions=folder / f"{kind}.parquet",
@@ -815,7 +812,7 @@ def test_a_metric_of_which_less_is_better_puts_the_smallest_first(tmp_path: Path
     for name, error in {"rough": 0.9, "fine": 0.1}.items():
         selected = {"mae": error}
         run = {"run": name, "metric": "mae", "higher_is_better": False, "selected": selected}
-        write_json(plots / f"{name}.json", run | {"made_from": {"settings": {"task": "t"}}})
+        write_json(plots / f"{name}.json", run | {"made_from": heads("t")})
     assert [run["run"] for run in leaderboard.read(plots, ["rough", "fine"])] == ["fine", "rough"]
 
 

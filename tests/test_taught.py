@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.model_records import heads, network, teacher
 
 from pipeline.compare.config import CompareConfig
 from pipeline.compare.run import compare
@@ -47,9 +48,12 @@ class Bench:
         labels: Sequence[int | None] = (None,),
         scores: Scores = "probability",
         classes: Sequence[str] = ("no", "yes"),
-        **made_from: Any,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
-        """A run with a fit for each range of test rows that it has wrong, and each number of labels, draws from 0."""
+        """A run with a fit for each range of test rows that it has wrong, and each number of labels, draws from 0.
+
+        record: its model.json, by default of heads.
+        """
         predictions = self.folder / f"{name}.parquet"
         columns = [list(NAMES).index(name) for name in classes]
         with Writer(predictions, self.kind, list(classes), {head: scores}) as writer:
@@ -65,7 +69,7 @@ class Bench:
                     predicted = found > 0.5 if several else NAMES[numbers]
                     shown = None if count is None and len(wrong) == 1 else draw
                     writer.add(Predictions(head, "pixels", count, shown, KEYS, SPLITS, targets, predicted, found))
-        write_json(self.folder / name / "model.json", {"settings": {"task": "task"}, **made_from})
+        write_json(self.folder / name / "model.json", record or heads("task"))
         evaluate(
             EvaluateConfig(resamples=100),
             predictions=predictions,
@@ -85,8 +89,8 @@ class Bench:
         return json.loads(out.read_text())["taught"]
 
 
-def teacher(name: str, run: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "run": run, "head": None, "input": None} | more
+def student(name: str, *teachers: dict[str, Any]) -> dict[str, Any]:
+    return network("task", student=name, teachers=list(teachers))
 
 
 @pytest.fixture
@@ -95,10 +99,10 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_a_student_stands_beside_its_teacher_and_beside_labels_alone(bench: Bench) -> None:
-    bench.run("tuned", [range(0, 4)], head="finetune", backbone={"labels": None, "draw": None})
-    bench.run("alone", [range(0, 40)], student="small", teachers=[])
-    bench.run("other", [range(0, 50)], student="large", teachers=[])
-    bench.run("learned", [range(2, 12)], student="small", teachers=[teacher("wise", "tuned")])
+    bench.run("tuned", [range(0, 4)], head="finetune", record=network("task"))
+    bench.run("alone", [range(0, 40)], record=student("small"))
+    bench.run("other", [range(0, 50)], record=student("large"))
+    bench.run("learned", [range(2, 12)], record=student("small", teacher("wise", "tuned")))
     one, two = bench.taught()
     assert (one["student"], one["kind"], one["name"], one["run"]) == ("learned", "teacher", "wise", "tuned")
     assert (one["a"], one["b"]) == ("learned: distill on pixels", "wise")
@@ -114,14 +118,14 @@ def test_a_student_stands_beside_its_teacher_and_beside_labels_alone(bench: Benc
 
 def test_runs_that_are_no_students_have_nobody_beside_them(bench: Bench) -> None:
     bench.run("tuned", [range(0, 4)], head="finetune")
-    bench.run("alone", [range(0, 40)], student="small", teachers=[])
+    bench.run("alone", [range(0, 40)], record=student("small"))
     assert bench.taught() == []
 
 
 def test_the_network_that_was_kept_is_the_teacher(bench: Bench) -> None:
-    kept = {"labels": 50, "draw": 1}
-    bench.run("tuned", [range(0, 30), range(0, 10)], head="finetune", labels=(10, 50), backbone=kept)
-    bench.run("learned", [range(0, 10)], student="small", teachers=[teacher("wise", "tuned")])
+    kept = network("task", labels=50, draw=1)
+    bench.run("tuned", [range(0, 30), range(0, 10)], head="finetune", labels=(10, 50), record=kept)
+    bench.run("learned", [range(0, 10)], record=student("small", teacher("wise", "tuned")))
     [one] = bench.taught()
     assert (one["labels"], one["draw"]) == (50, 1)
     assert one["agreement"] == 1.0
@@ -131,9 +135,9 @@ def test_the_network_that_was_kept_is_the_teacher(bench: Bench) -> None:
 def test_a_head_that_several_fits_could_be_is_left_out(bench: Bench) -> None:
     bench.run("heads", [range(0, 30), range(0, 10)], head="logistic", labels=(10, 50))
     named = teacher("head", "heads", head="logistic", input="pixels")
-    bench.run("learned", [range(0, 10)], student="small", teachers=[named])
+    bench.run("learned", [range(0, 10)], record=student("small", named))
     assert bench.taught() == []
-    bench.run("learned", [range(0, 10)], student="small", teachers=[named | {"labels": 10, "draw": 0}])
+    bench.run("learned", [range(0, 10)], record=student("small", named | {"labels": 10, "draw": 0}))
     [one] = bench.taught()
     assert (one["labels"], one["draw"], one["agreement"]) == (10, 0, 0.8)
 
@@ -141,13 +145,13 @@ def test_a_head_that_several_fits_could_be_is_left_out(bench: Bench) -> None:
 def test_a_head_on_all_labels_goes_before_those_on_few(bench: Bench) -> None:
     bench.run("heads", [range(0, 10)], head="logistic", labels=(10, None))
     named = teacher("head", "heads", head="logistic", input="pixels", labels=None)
-    bench.run("learned", [range(0, 10)], student="small", teachers=[named])
+    bench.run("learned", [range(0, 10)], record=student("small", named))
     [one] = bench.taught()
     assert one["labels"] is None
 
 
 def test_a_teacher_without_predictions_of_the_task_is_left_out(bench: Bench) -> None:
-    bench.run("learned", [range(0, 10)], student="small", teachers=[teacher("own", "backbone")])
+    bench.run("learned", [range(0, 10)], record=student("small", teacher("own", "backbone")))
     assert bench.taught() == []
 
 
@@ -155,7 +159,7 @@ def test_several_teachers_are_followed_by_their_average(bench: Bench) -> None:
     bench.run("one", [range(0, 10)], head="finetune", sure=0.6)
     bench.run("two", [range(10, 20)], head="finetune", sure=0.8)
     teachers = [teacher("first", "one"), teacher("second", "two")]
-    bench.run("learned", [range(10, 20)], sure=0.8, student="small", teachers=teachers)
+    bench.run("learned", [range(10, 20)], sure=0.8, record=student("small", *teachers))
     first, second, mean = bench.taught()
     assert [one["name"] for one in (first, second, mean)] == ["first", "second", "first + second"]
     assert (mean["kind"], mean["run"], mean["agreement"]) == ("average", None, 1.0)
@@ -167,7 +171,7 @@ def test_decision_values_have_no_divergence_and_no_average(bench: Bench) -> None
     bench.run("ridge", [range(0, 10)], head="ridge", scores="decision")
     bench.run("tuned", [range(0, 10)], head="finetune")
     teachers = [teacher("first", "ridge", head="ridge"), teacher("second", "tuned")]
-    bench.run("learned", [range(10, 20)], student="small", teachers=teachers)
+    bench.run("learned", [range(10, 20)], record=student("small", *teachers))
     first, second = bench.taught()
     assert first["divergence"] is None
     assert second["divergence"] > 0
@@ -177,7 +181,7 @@ def test_decision_values_have_no_divergence_and_no_average(bench: Bench) -> None
 def test_classes_are_matched_by_name_in_whatever_order_a_file_has_them(tmp_path: Path, kind: Kind) -> None:
     bench = Bench(tmp_path, kind)
     bench.run("tuned", [range(0, 4)], head="finetune", classes=("yes", "no"))
-    bench.run("learned", [range(0, 14)], student="small", teachers=[teacher("wise", "tuned")])
+    bench.run("learned", [range(0, 14)], record=student("small", teacher("wise", "tuned")))
     [one] = bench.taught()
     assert one["agreement"] == pytest.approx(0.9)
     sure = {"classification": 1, "multilabel": 2}[kind] * 0.8 * math.log(9)  # 0.9 log 9 + 0.1 log (1/9) a pair
@@ -188,7 +192,7 @@ def test_classes_are_matched_by_name_in_whatever_order_a_file_has_them(tmp_path:
 def test_draws_of_a_student_are_averaged(bench: Bench) -> None:
     bench.run("tuned", [range(0, 0)], head="finetune")
     bench.run(
-        "learned", [range(0, 10), range(0, 30)], labels=(10,), student="small", teachers=[teacher("wise", "tuned")]
+        "learned", [range(0, 10), range(0, 30)], labels=(10,), record=student("small", teacher("wise", "tuned"))
     )
     [one] = bench.taught()
     assert one["agreement"] == pytest.approx(0.8)
@@ -197,15 +201,15 @@ def test_draws_of_a_student_are_averaged(bench: Bench) -> None:
 
 def test_labels_alone_are_as_many_labels(bench: Bench) -> None:
     bench.run("tuned", [range(0, 0)], head="finetune")
-    bench.run("few", [range(0, 60)], labels=(5,), student="small", teachers=[])
-    bench.run("learned", [range(0, 10)], labels=(10,), student="small", teachers=[teacher("wise", "tuned")])
+    bench.run("few", [range(0, 60)], labels=(5,), record=student("small"))
+    bench.run("learned", [range(0, 10)], labels=(10,), record=student("small", teacher("wise", "tuned")))
     assert [one["kind"] for one in bench.taught()] == ["teacher"]
 
 
 def test_of_several_labels_agreement_is_that_of_each(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "multilabel")
     bench.run("tuned", [range(0, 0)], head="finetune", sure=0.8)
-    bench.run("learned", [range(0, 10)], sure=0.8, student="small", teachers=[teacher("wise", "tuned")])
+    bench.run("learned", [range(0, 10)], sure=0.8, record=student("small", teacher("wise", "tuned")))
     [one] = bench.taught()
     assert one["agreement"] == pytest.approx(0.9)
     assert one["agreement_low"] is None

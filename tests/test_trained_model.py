@@ -38,7 +38,7 @@ def test_predictions_are_those_of_the_run(models: Models, run: str) -> None:
     for file in files:
         model = load(folder, file=file)
         written = PredictionsFile.open(models.root / f"{run}.parquet")
-        fit = model.record["head"], model.record["input"], model.record["labels"], model.record["draw"]
+        fit = model.record.head, model.record.input, model.record.labels, model.record.draw
         [expected] = [one for one in written if (one.head, one.input, one.labels, one.draw) == fit]
         test = expected.splits == "test"
         photos = [models.files[key] for key in expected.keys[test]]
@@ -150,24 +150,25 @@ def test_the_selected_head_predicts(models: Models, moved: Callable[[str], Path]
     ):
         load(folder)
     selected = evaluated(models, "heads", folder)
-    assert load(folder).record["file"] == selected
+    assert load(folder).record.file == selected
     # The evaluation's word counts for the model that was evaluated, and for no other.
     tables = folder.parent.parent / "plots" / "heads.json"
     said = read_json(tables)
+    assert json.dumps(said["made_from"]) == json.dumps(read_json(folder / "model.json"))
     other = next(one for one in said["made_from"]["fits"] if one["file"] != selected)
     write_json(tables, said | {"selected": {name: other[name] for name in ("head", "input", "labels")}})
-    assert load(folder).record["file"] == other["file"]
+    assert load(folder).record.file == other["file"]
     write_json(tables, said | {"made_from": {}, "selected": other})
     for name in ("tasks", "predictions"):
         (folder.parent.parent / name).symlink_to(models.root)
-    assert load(folder).record["file"] == selected
+    assert load(folder).record.file == selected
     with pytest.raises(HeadError, match=r"unknown head 'logistic'\. .* Expected one of: logistic\.last\.all"):
         load(folder, file="logistic")
 
 
 def test_the_most_labels_and_the_first_draw_predict(models: Models) -> None:
     record = load(models.run("drawn")).record
-    assert (record["labels"], record["draw"]) == (4, 0)
+    assert (record.labels, record.draw) == (4, 0)
 
 
 # What is refused -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import shards
+from support.model_records import heads
 
 from pipeline.errors import DataError
 from pipeline.explain.mistakes import Mistakes, Similar, find_mistakes, find_taps
@@ -58,7 +59,8 @@ def run(
             writer.add(Predictions("knn", "late", labels, draw, *parts, scores))
     stored(folder / "features" / "net" / "late", ROWS)
     made = {
-        "made_from": {"settings": {"backbone": "net"}},
+        "run": "pets",
+        "made_from": heads(settings={"backbone": "net"}),
         "selected": {"head": "knn", "input": "late", "labels": labels},
     }
 
@@ -189,7 +191,7 @@ def test_the_command_lists_mistakes_and_names_what_lacks(
     selected = {"head": "knn", "input": "late", "labels": None}
     write_json(
         tmp_path / "data" / "plots" / "pets.json",
-        {"made_from": {"settings": {"backbone": "net"}}, "selected": selected},
+        {"run": "pets", "made_from": heads(settings={"backbone": "net"}), "selected": selected},
     )
     assert (
         shown("pets", "--most", "1").splitlines()[0] == "knn on late, all labels: 3 of 4 test samples are wrong (75.0%)"

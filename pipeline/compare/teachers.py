@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.evaluate import bootstrap
 from pipeline.evaluate.methods import Method, Methods, subset
+from pipeline.model_record import ModelRecord, NetworkRecord, TeacherRecord, is_student, record_of
 from pipeline.predictions import Predictions
 from pipeline.task import Kind
 
@@ -46,51 +47,46 @@ def comparisons(runs: Mapping[str, Evaluated], read: Callable[[str], Methods]) -
 
     runs: the runs of the task by name. read: returns the predictions of a run.
     """
+    records = {name: record_of(evaluated) for name, evaluated in runs.items()}
     for student, evaluated in runs.items():
-        model = evaluated["made_from"]
-        own_task = model["settings"]["task"]
-        entries = [entry for entry in model.get("teachers", ()) if entry.get("task", own_task) == own_task]
-        if not entries:
+        record = records[student]
+        if not is_student(record) or not record.own_teachers:
             continue
         own = read(student).file
         probable = own.scores.get(evaluated["selected"]["head"]) == "probability"
         teachers = []
-        for entry in entries:
-            methods = read(entry["run"]) if entry["run"] in runs else None
-            fit = None if methods is None else predictions_of_teacher(entry, methods, runs[entry["run"]])
+        for teacher in record.own_teachers:
+            methods = read(teacher.run) if teacher.run in runs else None
+            fit = None if methods is None else predictions_of_teacher(teacher, methods, records[teacher.run])
             if methods is not None and fit is not None:
                 same = methods.file.classes == own.classes
                 both = probable and same and methods.file.scores.get(fit.head) == "probability"
-                teachers.append(Comparison(student, "teacher", entry["name"], entry["run"], [fit], both))
+                teachers.append(Comparison(student, "teacher", teacher.name, teacher.run, [fit], both))
         yield from teachers
-        if len(teachers) == len(entries) > 1 and all(teacher.probability for teacher in teachers):
-            name = " + ".join(teacher.name for teacher in teachers)
-            mean = average_predictions([teacher.fits[0] for teacher in teachers], own.classes)
+        if len(teachers) == len(record.own_teachers) > 1 and all(pair.probability for pair in teachers):
+            name = " + ".join(pair.name for pair in teachers)
+            mean = average_predictions([pair.fits[0] for pair in teachers], own.classes)
             yield Comparison(student, "average", name, None, [mean], probability=True)
         for other, baseline in runs.items():
-            if same_student(evaluated, baseline):
-                best = baseline["selected"]
+            best = baseline["selected"]
+            if best["labels"] == evaluated["selected"]["labels"] and is_baseline(record, records[other]):
                 fits = read(other).fits[Method(best["head"], best["input"], best["labels"])]
                 yield Comparison(student, "labels", other, other, [_sort_test(fit) for fit in fits], probability=False)
 
 
-def same_student(taught: Evaluated, other: Evaluated) -> bool:
-    """Return whether another run is of the same student and as many labels, without a teacher."""
-    ours, theirs = taught["made_from"], other["made_from"]
-    labels = taught["selected"]["labels"] == other["selected"]["labels"]
-    return bool(labels and "student" in theirs and theirs["student"] == ours["student"] and not theirs.get("teachers"))
+def is_baseline(student: NetworkRecord, other: ModelRecord) -> bool:
+    """Return whether another run trained the network of a student without a teacher."""
+    return is_student(other) and other.student == student.student and not other.teachers
 
 
-def predictions_of_teacher(entry: Mapping[str, Any], methods: Methods, evaluated: Evaluated) -> Predictions | None:
+def predictions_of_teacher(teacher: TeacherRecord, methods: Methods, record: ModelRecord) -> Predictions | None:
     """Return the test rows of a teacher's fit, sorted by key; None unless exactly one fit matches.
 
-    If the teacher's run trained networks, the teacher is the stored network: `backbone` in its model.json.
+    record: of the teacher's run. If that run trained networks, the teacher is the network that the run kept.
     """
-    stored = evaluated["made_from"].get("backbone", {})
-    wanted = {name: entry.get(name) for name in ("head", "input", "labels", "draw")}
-    wanted |= {name: stored[name] for name in ("labels", "draw") if name in stored}
-    if "backbone" in evaluated["made_from"]:
-        wanted["head"] = None  # such a run has one head
+    wanted = {name: getattr(teacher, name) for name in ("head", "input", "labels", "draw")}
+    if isinstance(record, NetworkRecord):
+        wanted |= {"head": None, "labels": record.network.labels, "draw": record.network.draw}  # the run has one head
     fits = [fit for method_fits in methods.fits.values() for fit in method_fits]
     matches = [fit for fit in fits if all(value in (None, getattr(fit, name)) for name, value in wanted.items())]
     if wanted["labels"] is None and len(matches) > 1:

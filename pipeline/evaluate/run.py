@@ -18,7 +18,8 @@ from pipeline.evaluate.methods import Method, read
 from pipeline.evaluate.plots import write_confusion, write_curve
 from pipeline.evaluate.table import MARKS, select, table
 from pipeline.evaluate.up_to_date import inputs_digest
-from pipeline.files import AnyPath, as_path, read_json, write_json
+from pipeline.files import AnyPath, as_path, write_json
+from pipeline.model_record import read_record, to_json
 from pipeline.task import describe_rare
 
 
@@ -45,7 +46,8 @@ def evaluate(
     curve: the CSV to write with the metric of the selected head and input at each number of labels per class.
 
     A CSV that does not apply has only a header. If the metric can be measured for no method, `unavailable` with the
-    reason replaces the numbers, and `compare` and the report leave the run out.
+    reason replaces the numbers, and `compare` and the report leave the run out. Raises HeadError where the run's
+    model.json is missing or is of another version.
     """
     predictions = as_path(predictions, "evaluate: predictions")
     task = as_path(task, "evaluate: task")
@@ -54,6 +56,7 @@ def evaluate(
     tables = as_path(tables, "evaluate: tables")
     confusion = as_path(confusion, "evaluate: confusion")
     curve = as_path(curve, "evaluate: curve")
+    record = read_record(model)
     # 1) Measure every method on the test rows, and choose one of them on held-out rows.
     methods = read(predictions, task)
     metric: str = getattr(config.metric, methods.file.kind)
@@ -63,7 +66,7 @@ def evaluate(
     inputs = {
         "run": predictions.stem,
         "evidence": inputs_digest(config, predictions=predictions, task=task, model=model),
-        "made_from": read_json(model / "model.json"),
+        "made_from": to_json(record),
         "kind": methods.file.kind,
         "metric": metric,
     }

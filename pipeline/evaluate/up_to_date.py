@@ -5,15 +5,16 @@ from pathlib import Path
 
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.files import digest, read_json, sha256_file
+from pipeline.model_record import JSON
 from pipeline.runtime import versions
 
-CODE = ("metrics.py", "predictions.py", "task.py", "files.py", "runtime.py")
+CODE = ("metrics.py", "model_record.py", "predictions.py", "task.py", "files.py", "runtime.py")
 """Modules of `pipeline/` outside this package that the numbers depend on."""
 
 
 def inputs_digest(config: EvaluateConfig, *, predictions: Path, task: Path, model: Path) -> str:
     """Return a digest of everything that the numbers depend on: settings, files, code and package versions."""
-    files = [sha256_file(path) for path in (predictions, task, model / "model.json")]
+    files = [sha256_file(path) for path in (predictions, task, model / JSON)]
     here = Path(__file__).parent
     code = [sha256_file(path) for path in (*sorted(here.glob("*.py")), *(here.parent / name for name in CODE))]
     made_by = versions("scikit-learn", "numpy", "scipy")

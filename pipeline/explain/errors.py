@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.explain.mistakes import find_mistakes
 from pipeline.heads.skops_import import skops_io
+from pipeline.model_record import NetworkRecord, record_of
 from pipeline.report.leaderboard import Run, by_task, task_of
 
 MOST = 6
@@ -34,17 +35,18 @@ def errors_of(run: Run, models: Path) -> dict[str, Any] | None:
     """
     data, name = models.absolute().parent, run["run"]
     try:
+        record = record_of(run)
         mistakes = find_mistakes(
             run,
             predictions=data / "predictions" / f"{name}.parquet",
             task=data / "tasks" / f"{task_of(run)}.parquet",
             taps=lambda _: (),  # `explain_mistakes` finds the nearest samples, with their pictures
             most=MOST,
-            draw=run["made_from"].get("backbone", {}).get("draw"),  # only one draw's network is stored, but all heads
+            draw=record.network.draw if isinstance(record, NetworkRecord) else None,  # heads of all draws are stored
         )
         if not mistakes.count:
             return None
-        if "backbone" not in run["made_from"]:
+        if record.kind == "heads":
             skops_io()  # before torch: importing skops inspects all loaded modules
         from pipeline.explain.mistake_evidence import explain_mistakes  # a page without errors needs no torch
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.errors import DataError, counted
 from pipeline.evaluate.methods import Method, Methods, read
+from pipeline.model_record import record_of
 from pipeline.predict.training_rows import TrainingRows, describe_target, fitted_rows, open_taps
 from pipeline.predictions import Predictions
 from pipeline.store.features import Features
@@ -226,6 +227,5 @@ def _text(target: Any, methods: Methods) -> str:
 
 def find_taps(evaluation: Mapping[str, Any], features: Path, task: Task) -> Callable[[str], Sequence[Features]]:
     """Return a function from the name of a run's input to the features of its taps, as `open_taps` opens them."""
-    model = evaluation["made_from"]
-    folder = features / model["settings"].get("backbone", model.get("student", ""))
+    folder = features / record_of(evaluation).backbone
     return lambda name: open_taps(folder, name, task)

@@ -73,7 +73,7 @@ def explain(
         | view_of(item.pixels, item.explained, item.near)
         for item in explanations
     ]
-    head = "its own classifier" if model.head is None else str(model.record["head"])
+    head = "its own classifier" if model.head is None else model.record.head
     page = environment.get_template("page.html").render(
         run=model.folder.name,
         task=model.tasks[number],

@@ -12,7 +12,7 @@ from pipeline.export.model import Output
 from pipeline.export.samples import find_project_data
 from pipeline.files import read_json, sha256_file
 from pipeline.inference.trained_model import TrainedModel
-from pipeline.model_record import read_record
+from pipeline.model_record import has_evaluated, read_record
 from pipeline.model_record import to_json as record_to_json
 from pipeline.task import SPLITS, Task
 
@@ -50,7 +50,7 @@ def to_json(
     """Return the content of model.json, without the digests of the files next to it."""
     spec = model.backbone.spec
     channels, height, width = spec.input.shape
-    head = model.record["file"]
+    head = model.record.file
     return {
         "export": EXPORT,
         "run": model.folder.absolute().name,
@@ -64,7 +64,8 @@ def to_json(
             "model.json": sha256_file(model.folder / "model.json"),
             "head": None if head is None else {"file": head, "sha256": sha256_file(model.folder / head)},
             "fit": {
-                name: model.record.get(name) for name in ("head", "input", "labels", "draw", "params", "temperature")
+                name: getattr(model.record, name)
+                for name in ("head", "input", "labels", "draw", "params", "temperature")
             },
             "taps": {name: tap.model_dump(mode="json") for name, tap in model.taps.items()},
             "backbone": {
@@ -88,10 +89,10 @@ def read_metrics(model: TrainedModel) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     result = read_json(path)
-    if result.get("made_from") != read_json(model.folder / "model.json"):
+    if not has_evaluated(result, read_record(model.folder)):
         return None
-    method = [model.record[name] for name in ("head", "input", "labels")]
-    rows = [row for row in result["table"] if [row["head"], row["input"], row["labels"]] == method]
+    method = (model.record.head, model.record.input, model.record.labels)
+    rows = [row for row in result["table"] if (row["head"], row["input"], row["labels"]) == method]
     if not rows:
         return None
     row, metric = rows[0], result["metric"]

@@ -77,7 +77,7 @@ def build_head_module(model: TrainedModel, *, casts: bool = True) -> nn.Module:
     """
     if model.head is None:
         return LogitsToScores(model.tasks).eval()
-    where = f"{model.folder}: {model.record['head']}"
+    where = f"{model.folder}: {model.record.head}"
     head = to_module(model.head, kind=model.kind, scores=model.scores, where=where)
     return TapsToScores(model.backbone.spec, model.taps, head, casts=casts).eval()
 

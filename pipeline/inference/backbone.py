@@ -23,6 +23,7 @@ from pipeline.inference.reporting import REPORTER
 from pipeline.inference.rows import InMemoryExtractor
 from pipeline.inference.stored_images import find_images, read_images
 from pipeline.inference.transforms import Transform
+from pipeline.model_record import has_record
 from pipeline.prepare.config import PrepareConfig
 from pipeline.readers import image_files
 from pipeline.readers.image import ImageReader
@@ -279,7 +280,7 @@ def _folder_of(model: str, weights: Weights) -> Path:
             if weights != Weights():
                 raise ConfigError(f"Backbone: {model}: a folder has its weights. Leave out weights, file and source.")
             return folder.resolve()
-    if (path / "model.json").is_file():
+    if has_record(path):
         raise BackboneError(
             f"{model}: expected a run that trained a network (`finetune`, `distill`), got one of heads. Give its "
             "backbone, data/backbones/NAME, or load the run with `icecore.load`."

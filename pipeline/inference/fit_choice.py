@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.errors import HeadError, unknown
 from pipeline.files import read_json
-from pipeline.model_record import JSON, HeadFit, HeadsRecord
+from pipeline.model_record import HeadFit, HeadsRecord, has_evaluated
 
 MOST_NAMED = 8
 
@@ -30,7 +30,7 @@ def choose_fit(folder: Path, record: HeadsRecord, *, data: Path, file: str | Non
     largest = [fit for fit in record.fits if fit.labels == most]
     if len({_method(fit) for fit in largest}) == 1:
         return largest[0]
-    best = _selected(folder, data) or _select(folder.name, record.task.name, data)
+    best = _selected(folder, record, data) or _select(folder.name, record.task.name, data)
     wanted = None if best is None else (best["head"], best["input"], best["labels"])
     chosen = [fit for fit in largest if _method(fit) == wanted]
     if not chosen:
@@ -47,13 +47,13 @@ def _method(fit: HeadFit) -> tuple[Any, ...]:
     return fit.head, fit.input, fit.labels
 
 
-def _selected(folder: Path, data: Path) -> dict[str, Any] | None:
+def _selected(folder: Path, record: HeadsRecord, data: Path) -> dict[str, Any] | None:
     """Return the method that the evaluation of this model selected, if there is an evaluation."""
     path = data / "plots" / f"{folder.name}.json"
     if not path.is_file():
         return None
     evaluation = read_json(path)
-    if evaluation.get("made_from") != read_json(folder / JSON):
+    if not has_evaluated(evaluation, record):
         return None
     selected: dict[str, Any] | None = evaluation.get("selected")
     return selected

@@ -17,7 +17,7 @@ from pipeline.heads import saved
 from pipeline.inference.answers import Answers, TaskOutput, answers_of_head, answers_of_logits, describe_tasks
 from pipeline.inference.fit_choice import choose_fit
 from pipeline.inference.rows import InMemoryExtractor
-from pipeline.model_record import ModelRecord, NetworkRecord, has_record, read_record, to_json
+from pipeline.model_record import JSON, HeadFit, ModelRecord, NetworkFit, NetworkRecord, has_record, read_record
 from pipeline.predictions import Scores
 from pipeline.store.identity import differences, identity
 from pipeline.task import Kind
@@ -32,7 +32,7 @@ class TrainedModel:
     taps: in the order of the head's input; for a network, the single tap `logits`.
     head: the fitted scikit-learn estimator; None for a network.
     scores: the kind of the scores.
-    record: the entry of the model in `fits` of model.json.
+    record: the entry of the model in `fits` of model.json, such as `record.labels`.
     tasks: the task of the run, and further tasks of a student that learned several.
 
         model = load("data/models/pets")
@@ -47,7 +47,7 @@ class TrainedModel:
     taps: Mapping[str, TapSpec]
     head: Any | None
     scores: Scores
-    record: Mapping[str, Any]
+    record: HeadFit | NetworkFit
     tasks: tuple[TaskOutput, ...]
     backbone_folder: Path
     precision: str = "float32"
@@ -57,7 +57,7 @@ class TrainedModel:
         if self.head is None:
             learned = f"network {self.backbone.spec.network}"
         else:
-            learned = f"{self.record['head']} on {'+'.join(self.taps)} of {self.backbone_folder.name}"
+            learned = f"{self.record.head} on {'+'.join(self.taps)} of {self.backbone_folder.name}"
         return f"TrainedModel({str(self.folder)!r}, {learned}, {describe_tasks(self.tasks)})"
 
     def rows(self, images: Any, *, batch_size: int | None = None) -> dict[str, np.ndarray]:
@@ -115,7 +115,7 @@ class TrainedModel:
         try:
             return [answers_of_head(self.head, X, self.tasks[0], self.scores)]
         except ValueError as error:
-            raise HeadError(f"{self.folder}: {self.record['head']}: {error}") from None
+            raise HeadError(f"{self.folder}: {self.record.head}: {error}") from None
 
     def _number(self, task: str | None) -> int:
         names = [output.name for output in self.tasks]
@@ -128,7 +128,7 @@ class TrainedModel:
             raise HeadError(f"{self.folder}: a regression predicts numbers and has no probabilities: use `predict`.")
         what = "decision values" if self.scores == "decision" else "no scores"
         raise HeadError(
-            f"{self.folder}: expected a head with probabilities, got {what} from {self.record['head']}. Fit it with "
+            f"{self.folder}: expected a head with probabilities, got {what} from {self.record.head}. Fit it with "
             "`calibrate: temperature`, or take another head, such as logistic."
         )
 
@@ -173,7 +173,7 @@ def load(
         taps=taps,
         head=head.head,
         scores=head.scores_are,
-        record=to_json(fit),
+        record=fit,
         tasks=(task,),
         backbone_folder=where,
         precision=precision_of(next(iter(identities.values()))),
@@ -205,7 +205,7 @@ def _load_network(folder: Path, record: NetworkRecord, *, backbone: AnyPath | No
         taps={LOGITS: TapSpec(node=LOGITS, dtype="float32")},
         head=None,
         scores=record.scores[record.kept_fit.head],
-        record=to_json(record.kept_fit),
+        record=record.kept_fit,
         tasks=tuple(tasks),
         backbone_folder=folder / "backbone",
     )
@@ -215,7 +215,7 @@ def read_run(folder: Path) -> ModelRecord:
     """Read the record of a run; raises DataError with similar names, and the errors of `read_record`."""
     if has_record(folder):
         return read_record(folder)
-    records = folder.parent.glob("*/model.json") if folder.parent.is_dir() else ()
+    records = folder.parent.glob(f"*/{JSON}") if folder.parent.is_dir() else ()
     others = [path.parent.name for path in records]
     if (folder / serialization.JSON).is_file():
         raise DataError(f"{folder}: expected a run's folder with model.json, got a backbone. Name a run on it.")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from pipeline.export.model import Output
 from pipeline.files import read_json, sha256_file
 from pipeline.inference.answers import Answers, TaskOutput, describe_tasks, no_answers
 from pipeline.loading.images import pixel_batches
+from pipeline.model_record import Fit
 from pipeline.predict.row_source import usable_numbers
 from pipeline.predictions import Scores
 from pipeline.readers.image import ImageReader, ImageSpec
@@ -31,7 +31,7 @@ class ExportedModel:
     outputs: tuple[Output, ...]
     tasks: tuple[TaskOutput, ...]
     image: ImageSpec
-    record: Mapping[str, Any]
+    record: Fit
     """The fit that was exported."""
 
     def __repr__(self) -> str:
@@ -134,4 +134,4 @@ def load_exported(folder: Path) -> ExportedModel:
         tasks.append(TaskOutput(output.task, output.kind, output.classes, slice(start, stop)))
         start = stop
     image = ImageSpec.model_validate(about["preprocessing"])
-    return ExportedModel(file, outputs, tuple(tasks), image, about["made_from"]["fit"])
+    return ExportedModel(file, outputs, tuple(tasks), image, Fit.model_validate(about["made_from"]["fit"]))

@@ -30,8 +30,8 @@ def open_training_rows(model: TrainedModel) -> tuple[TrainingRows, RowSource | N
     if sha256_file(path) != record.task.sha256:
         raise DataError(f"{path}: expected the task that {folder} learned, but it was changed. Repeat the run.")
     name = record.backbone
-    taps = open_taps(data / "features" / name, model.record["input"], task)
-    training = TrainingRows.read(task, fitted_rows(task, model.record["labels"], model.record["draw"]), taps)
+    taps = open_taps(data / "features" / name, model.record.input, task)
+    training = TrainingRows.read(task, fitted_rows(task, model.record.labels, model.record.draw), taps)
     if training is None:
         raise DataError(
             f"{data / 'features' / name}: expected features of the training rows of {folder}, which are compared with "

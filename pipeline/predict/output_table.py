@@ -80,7 +80,7 @@ class Columns:
 
     @property
     def _head(self) -> str:
-        return str(self.model.record["head"])
+        return self.model.record.head
 
     @property
     def score_column(self) -> str:

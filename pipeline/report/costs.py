@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pipeline.backbones.spec import BackboneSpec, TapSpec, row_shape
 from pipeline.files import read_json
-from pipeline.report.leaderboard import Run, settings_of
+from pipeline.model_record import record_of
+from pipeline.report.leaderboard import Run
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
 
@@ -27,16 +28,16 @@ class Cost:
 
 def costs(run: Run, backbones: Path) -> dict[str, Cost]:
     """Return the costs of every input of a run; empty where the backbone is missing or has other weights."""
-    path = backbones / str(settings_of(run).get("backbone")) / "backbone.json"
+    record = record_of(run)
+    path = backbones / record.backbone / "backbone.json"
     if not path.is_file():
         return {}
     spec = BackboneSpec.model_validate(read_json(path))
     order = {node: position for position, node in enumerate(spec.taps)}
     taps: dict[str, Cost] = {}
-    for name, record in run["made_from"]["features"].items():
-        identity = record["identity"]
-        node = identity["node"]
-        if identity["weights"] != spec.weights_digest or node not in spec.taps:
+    for name, features in record.features.items():
+        identity, node = features.identity, features.node
+        if features.weights != spec.weights_digest or node not in spec.taps:
             continue
         width = identity.get("projection", {}).get("dimensions")
         shape = row_shape(spec.taps[node], TapSpec(node=node, pool=identity["pool"], project=width))

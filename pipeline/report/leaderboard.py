@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.files import read_json
+from pipeline.model_record import record_of
 from pipeline.text import table
 
 Run = dict[str, Any]
@@ -80,15 +81,9 @@ def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return {task: list(group) for task, group in groupby(runs, key=task_of)}
 
 
-def settings_of(run: Run) -> Mapping[str, Any]:
-    """Return the settings that a run was fitted with."""
-    settings: Mapping[str, Any] = run["made_from"]["settings"]
-    return settings
-
-
 def task_of(run: Run) -> str:
     """Return the name of a run's task."""
-    return str(settings_of(run)["task"])
+    return record_of(run).task.name
 
 
 def training(labels: int | None) -> str:

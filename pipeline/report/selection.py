@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import counted
+from pipeline.model_record import HeadFit, HeadsRecord, record_of
 from pipeline.report.leaderboard import NAMES, Run
 
 
 def searches(run: Run) -> list[Mapping[str, Any]]:
     """Return the search records of the selected method, one per draw; an empty list where nothing was searched."""
-    return [fit["search"] for fit in _fits(run) if fit.get("search")]
+    return [fit.search for fit in _fits(run) if fit.search]
 
 
 def reason(run: Run) -> str | None:
@@ -31,7 +32,7 @@ def reason(run: Run) -> str | None:
         )
         name = NAMES.get(searched[0]["metric"], searched[0]["metric"])
         parts.append(f"{searched[0]['parameter']} {values} by {name}")
-    validation = next((fit["validation"] for fit in _fits(run) if fit.get("validation")), None)
+    validation = next((fit.validation for fit in _fits(run) if fit.validation), None)
     if validation is not None:
         parts.append(_describe_rows(validation))
     return "; ".join(parts) or None
@@ -44,17 +45,19 @@ def warnings(run: Run) -> list[str]:
     if ends:
         share = f"{len(ends):,} of {len(searches(run)):,} fits"
         lines.append(f"The best {ends[0]['parameter']} is at the end of its values in {share}.")
-    failed = [fit["validation"]["folds_failed"] for fit in _fits(run) if fit.get("validation", {}).get("folds_failed")]
+    failed = [fit.validation["folds_failed"] for fit in _fits(run) if fit.validation.get("folds_failed")]
     if failed:
         lines.append(f"No folds were used, since a head could not be fitted to them: {failed[0]}")
     return lines
 
 
-def _fits(run: Run) -> list[Mapping[str, Any]]:
-    """Return the records of the fits of the selected method in model.json."""
-    best = run["selected"]
-    keys = ("head", "input", "labels")
-    return [fit for fit in run["made_from"].get("fits", []) if all(fit.get(key) == best[key] for key in keys)]
+def _fits(run: Run) -> list[HeadFit]:
+    """Return the heads of the selected method; an empty list of a network, whose parameters are not searched."""
+    record, best = record_of(run), run["selected"]
+    if not isinstance(record, HeadsRecord):
+        return []
+    method = (best["head"], best["input"], best["labels"])
+    return [fit for fit in record.fits if (fit.head, fit.input, fit.labels) == method]
 
 
 def _is_number(search: Mapping[str, Any]) -> bool:

@@ -1,8 +1,10 @@
 """Tables of students and their teachers: costs, accuracy, agreement."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.model_record import is_student, record_of
 from pipeline.report.leaderboard import Run
 from pipeline.text import human
 
@@ -17,23 +19,25 @@ def tables_of_students(runs: Sequence[Run], taught: Sequence[Mapping[str, Any]],
     has the comparisons of students that `compare` wrote; `unseen` has the names of teachers without predictions for the
     task.
     """
-    students = [run for run in runs if "student" in run["made_from"]]
-    if not students:
+    records = {run["run"]: record for run in runs if is_student(record := record_of(run))}
+    if not records:
         return None
+    students = [run for run in runs if run["run"] in records]
+    teachers = {name: [teacher.name for teacher in record.own_teachers] for name, record in records.items()}
     known = {run["run"]: run for run in runs}
     footprints = {
         name: footprint for run in students for name, footprint in costs.get(run["run"], {}).get("teachers", {}).items()
     }
     compared = {pair["name"]: pair for pair in taught if pair["kind"] == "teacher"}
-    names = list(dict.fromkeys(teacher["name"] for run in students for teacher in _teachers(run)))
+    names = list(dict.fromkeys(itertools.chain(*teachers.values())))
     networks = []
     for name in names:
         run = known[compared[name]["run"]] if name in compared else None
         row = None if run is None else _row(run, compared[name])
         networks.append(_network("teacher", name, run, row, footprints.get(name)))
-    for run in sorted(students, key=lambda run: not _teachers(run)):
+    for run in sorted(students, key=lambda run: not teachers[run["run"]]):
         cost = costs.get(run["run"], {}).get("student")
-        names_of_teachers = " + ".join(teacher["name"] for teacher in _teachers(run)) or None
+        names_of_teachers = " + ".join(teachers[run["run"]]) or None
         networks.append(_network("student", run["run"], run, run["selected"], cost) | {"taught_by": names_of_teachers})
     return {
         "networks": networks,
@@ -41,13 +45,6 @@ def tables_of_students(runs: Sequence[Run], taught: Sequence[Mapping[str, Any]],
         "unseen": [name for name in names if name not in compared],
         "threads": sorted({network["cost"]["threads"] for network in networks if network["cost"]}),
     }
-
-
-def _teachers(run: Run) -> list[dict[str, Any]]:
-    """Return a student's teachers for the task of its run. A student may have teachers for other tasks."""
-    model = run["made_from"]
-    task = model["settings"]["task"]
-    return [teacher for teacher in model["teachers"] if teacher.get("task", task) == task]
 
 
 def _row(run: Run, teacher: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from pipeline.errors import counted
 from pipeline.evaluate.choice import best_of
-from pipeline.report.leaderboard import NAMES, Run, settings_of
+from pipeline.model_record import HeadsRecord, is_student, record_of
+from pipeline.report.leaderboard import NAMES, Run
 
 Row = dict[str, Any]
 
@@ -15,14 +16,15 @@ FROZEN, CLASSIFIER, PART, TAP, LP_FT, FULL, DISTILLED, LABELS_ONLY, SCRATCH = ra
 
 def approach(run: Run, all_runs: Mapping[str, Run]) -> tuple[int, str]:
     """Return a run's position in the table, and how it was trained, as text. all_runs: all runs by name."""
-    model, settings = run["made_from"], settings_of(run)
-    if "student" in model:
-        names = " and ".join(teacher["name"] for teacher in model["teachers"])
+    record = record_of(run)
+    if is_student(record):
+        names = " and ".join(teacher.name for teacher in record.teachers)
         if names:
-            return DISTILLED, f"{model['student']}, distilled from {names}"
-        return LABELS_ONLY, f"{model['student']}, trained on labels only"
-    if "backbone" not in model:
-        return FROZEN, f"frozen features of {settings['backbone']}"
+            return DISTILLED, f"{record.student}, distilled from {names}"
+        return LABELS_ONLY, f"{record.student}, trained on labels only"
+    if isinstance(record, HeadsRecord):
+        return FROZEN, f"frozen features of {record.backbone}"
+    settings = record.settings
     start, what = settings["start"], _trained_part(settings["train"])
     from_tap = settings["input"] == "features"
     if from_tap and settings["train"] in (None, "full"):
@@ -30,13 +32,12 @@ def approach(run: Run, all_runs: Mapping[str, Run]) -> tuple[int, str]:
     if settings["unfreeze"]:
         what += ", unfrozen step by step"
     if start == "scratch":
-        return SCRATCH, f"{settings['backbone']} from scratch"
+        return SCRATCH, f"{record.backbone} from scratch"
     if start != "backbone":
-        network = start in all_runs and "backbone" in all_runs[start]["made_from"]
-        if network:
+        if start in all_runs and record_of(all_runs[start]).kind == "network":
             return FULL, f"from the network of {start}: {what}"
         return LP_FT, f"LP-FT: the head of {start} first, then {what}"
-    if any(fit.get("probes") for fit in model.get("fits", ())):
+    if any(fit.probes for fit in record.fits):
         what += ", from a fitted classifier"
     if from_tap:
         return TAP, f"fine-tuned: {what}"
@@ -91,12 +92,13 @@ def below_probe(runs: Sequence[Run]) -> list[str]:
     on test rows.
     """
     lines = []
-    probes = [run for run in runs if "backbone" not in run["made_from"] and "student" not in run["made_from"]]
+    records = {run["run"]: record_of(run) for run in runs}
+    probes = [run for run in runs if records[run["run"]].kind == "heads"]
     for run in runs:
-        backbone = run["made_from"].get("student") or settings_of(run).get("backbone")
+        backbone = records[run["run"]].backbone
         for probe in () if run in probes else probes:
             counts = [count for count in _counts(run) if count in _counts(probe)]
-            if settings_of(probe).get("backbone") != backbone or not counts:
+            if records[probe["run"]].backbone != backbone or not counts:
                 continue
             labels = max(counts, key=lambda count: float("inf") if count is None else count)
             rows = best(run, labels), best(probe, labels)

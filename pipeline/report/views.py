@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.model_record import HeadsRecord, ModelRecord, record_of
 from pipeline.report import curves, figures, leaderboard, selection, students, trained
 from pipeline.report.costs import costs as costs_of
 from pipeline.report.leaderboard import Run
@@ -51,6 +52,7 @@ def view_run(run: Run, task: Mapping[str, Any], all_runs: Mapping[str, Run], bac
     """Return the values of a run for run.html."""
     from markupsafe import Markup
 
+    record = record_of(run)
     metric = leaderboard.NAMES[run["metric"]]
     name = metric[0].upper() + metric[1:]
     figures_of_run = {
@@ -67,7 +69,7 @@ def view_run(run: Run, task: Mapping[str, Any], all_runs: Mapping[str, Run], bac
     compared = task["compared"]
     return {
         **run,
-        "settings": leaderboard.settings_of(run),
+        "record": record,
         "how": trained.approach(run, all_runs)[1],
         "chosen": selection.reason(run),
         "warnings": selection.warnings(run),
@@ -80,17 +82,19 @@ def view_run(run: Run, task: Mapping[str, Any], all_runs: Mapping[str, Run], bac
         "within": compared["within"].get(run["run"], []) if compared else [],
         "compared": compared,
         "degraded": sorted({why for row in run["table"] for why in row.get("degraded", {}).values()}),
-        "unfinished": _unfinished(run["made_from"]),
+        "unfinished": _unfinished(record),
         "rare": run.get("rare", []),
         "exact": leaderboard.EXACT if any(leaderboard.is_exact(row, run["metric"]) for row in run["table"]) else "",
     }
 
 
-def _unfinished(made_from: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each fit of a run that did not converge or failed."""
-    stopped = [fit for fit in made_from.get("fits", []) if fit.get("not_converged") is not None]
-    lines = [f"{fit['file']} did not converge: {fit['not_converged']}" for fit in stopped]
-    return [*lines, *(f"not fitted: {failure['cause']}" for failure in made_from.get("failed", []))]
+def _unfinished(record: ModelRecord) -> list[str]:
+    """Return a sentence for each head of a run that did not converge or could not be fitted."""
+    if not isinstance(record, HeadsRecord):
+        return []
+    stopped = [fit for fit in record.fits if fit.not_converged is not None]
+    lines = [f"{fit.file} did not converge: {fit.not_converged}" for fit in stopped]
+    return [*lines, *(f"not fitted: {failure.cause}" for failure in record.failed)]
 
 
 def _most_confused(run: Run, *, most: int = 10) -> list[dict[str, Any]]:
