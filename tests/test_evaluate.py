@@ -14,7 +14,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-
 from support.model_records import head_fit, heads
 
 from pipeline.errors import DataError, HeadError

@@ -191,9 +191,7 @@ def test_classes_are_matched_by_name_in_whatever_order_a_file_has_them(tmp_path:
 
 def test_draws_of_a_student_are_averaged(bench: Bench) -> None:
     bench.run("tuned", [range(0, 0)], head="finetune")
-    bench.run(
-        "learned", [range(0, 10), range(0, 30)], labels=(10,), record=student("small", teacher("wise", "tuned"))
-    )
+    bench.run("learned", [range(0, 10), range(0, 30)], labels=(10,), record=student("small", teacher("wise", "tuned")))
     [one] = bench.taught()
     assert one["agreement"] == pytest.approx(0.8)
     assert one["mcnemar"] is None

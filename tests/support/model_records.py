@@ -1,4 +1,4 @@
-"""Records of runs as `fit`, `finetune` and `distill` write them to model.json: whole and valid, with some values given."""
+"""Records as `fit`, `finetune` and `distill` write them to model.json: whole and valid, with some given values."""
 
 from typing import Any
 
