@@ -56,9 +56,8 @@ def evaluate(
     tables = as_path(tables, "evaluate: tables")
     confusion = as_path(confusion, "evaluate: confusion")
     curve = as_path(curve, "evaluate: curve")
-    record = read_record(model)
     # 1) Measure every method on the test rows, and choose one of them on held-out rows.
-    methods = read(predictions, task)
+    methods, record = read(predictions, task), read_record(model)
     metric: str = getattr(config.metric, methods.file.kind)
     rows = table(methods, metric, config)
     best = select(rows, metric=metric)
