@@ -1,12 +1,14 @@
 """The command `icecore layers`: list the nodes of a backbone of the project or in a folder, or of a library's model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.output import AsJson, print_json
-from pipeline.inference import node_table
+
+if TYPE_CHECKING:
+    from pipeline.inference.node_table import Network
 
 
 def layers(
@@ -35,6 +37,8 @@ def layers(
 
       icecore layers mobilenet --all --json
     """
+    from pipeline.inference import node_table
+
     rows = node_table.rows(read_nodes(backbone), functions=everything, short=not everything and not match, match=match)
     if as_json:
         print_json(rows)
@@ -42,7 +46,7 @@ def layers(
         typer.echo(node_table.text(rows))
 
 
-def read_nodes(name: str) -> node_table.Network:
+def read_nodes(name: str) -> "Network":
     """Return the nodes of a backbone of the project, of a backbone's folder, or of a model of torchvision or timm.
 
     The name is looked up in this order; weights are not downloaded. Raises BackboneError for an unknown name.
