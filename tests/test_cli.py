@@ -507,7 +507,9 @@ def test_check_prints_every_problem_and_ends_with_an_error(icecore: Command, tmp
 
 def test_settings_lists_the_keys_of_a_section(icecore: Command) -> None:
     said = icecore("settings", "report")
-    expected = "report: Settings of the report.\n  report.title: text; default icecore report\n      title of the page\n"
+    expected = (
+        "report: Settings of the report.\n  report.title: text; default icecore report\n      title of the page\n"
+    )
     assert said == Said(0, expected, "")
     (title,) = json.loads(icecore("settings", "report", "--json").out)
     assert title == {
