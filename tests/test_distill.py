@@ -197,7 +197,8 @@ def test_evaluation_reads_what_a_run_leaves(paths: Paths, tmp_path: Path) -> Non
 @pytest.mark.usefixtures("one_core")
 def test_student_and_teachers_have_footprints_side_by_side(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "SECONDS", 0.02)
-    monkeypatch.setattr(profiling, "WORTH", dict.fromkeys(profiling.WORTH, np.inf))  # times of torch are enough here
+    times = dict.fromkeys(profiling.MIN_JOB_SECONDS, np.inf)  # times of torch are enough here
+    monkeypatch.setattr(profiling, "MIN_JOB_SECONDS", times)
     asked = config(teacher=["tuned", "heads"], epochs=1)
     distill(asked, paths, datasets=["photos"])
     found = footprints(asked, paths)
