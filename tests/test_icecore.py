@@ -450,7 +450,7 @@ def test_features_without_a_table_of_files_say_so(features: Any, tmp_path: Path)
         icecore.Features.open(alone).labels  # noqa: B018
     table = pq.read_table(features.folder.parent / "files.parquet")
     pq.write_table(table.slice(1), tmp_path / "project" / "files.parquet")
-    with pytest.raises(StoreError, match="expected a file for each of the 6 rows, got none for 1, the first is "):
+    with pytest.raises(StoreError, match="expected a file for each of the 6 rows, got none for 1; the first is "):
         icecore.Features.open(alone).paths  # noqa: B018
 
 
