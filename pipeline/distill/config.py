@@ -89,7 +89,9 @@ class DistillConfig(RunConfig):
         if not self.taught and not labels:
             raise ValueError("`teacher: none` and no weight for `labels`: there is nothing to learn from")
         if not self.taught and teacher_losses:
-            raise ValueError(f"`{teacher_losses[0]}` needs a teacher: set `teacher`, or leave that loss out")
+            raise ValueError(
+                f"`{teacher_losses[0]}` needs a teacher, but `teacher: none` is set: set one, or drop that loss"
+            )
         if self.taught and not teacher_losses:
             raise ValueError("no loss uses the teacher: add `soft`, or set `teacher: none`")
         if self.losses.hint_names and len(self.teachers[self.task]) != 1:

@@ -90,7 +90,7 @@ AXES: Mapping[str, Sequence[Any]] = {
 REFUSALS: Mapping[str, str] = {
     "it cannot learn numbers": "no regression of this head",
     "streaming_.* cannot take the lengths of joined taps": "streaming, lengths of joined taps",
-    "has no sweep of its own": "no sweep of its own",
+    "has no grid of its own": "no grid of its own",
     "calibrate: expected a classification": "temperature of another kind",
     "calibrate: expected a head with probabilities": "no scores to calibrate",
 }

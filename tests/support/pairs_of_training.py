@@ -146,7 +146,13 @@ CONFLICTS: Mapping[str, Sequence[tuple[str, str, str, str, str]]] = {
         ("kind", "regression", "loss", "smoothing", "label_smoothing: expected none for a regression, which has no cl"),
         ("kind", "regression", "loss", "weights", "class_weights: expected none for a regression, which has no cl"),
         ("kind", "regression", "kept", "accuracy", "monitor: expected loss for a regression, which has no accuracy"),
-        ("kind", "multilabel|regression", "loss", "mixup|cutmix", ": it mixes images of two classes. Leave it out."),
+        (
+            "kind",
+            "multilabel|regression",
+            "loss",
+            "mixup|cutmix",
+            ", since it mixes images of two classes. Leave it out.",
+        ),
         ("kind", "multilabel|regression", "labels", "few", "`labels_per_class` needs classes, and the task is a "),
     ],
     "distill": [
