@@ -18,6 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = (
+    "test_wheel.py",
     "test_photos.py",
     "test_pipeline.py",
     "test_matrix.py",
