@@ -144,7 +144,7 @@ def test_log_loss_of_several_labels_is_the_mean_over_the_labels(labels: Place) -
 
 @pytest.mark.parametrize("head", ["logistic", "lda", "centroid", "naive_bayes"])
 def test_a_head_that_learns_classes_alone_refuses_numbers_and_names_others(numbers: Place, head: str) -> None:
-    message = f"head '{head}': it cannot learn numbers, and the task is a regression. Use boosting, forest, knn"
+    message = f"head '{head}': it cannot learn numbers, but the task is a regression. Use boosting, forest, knn"
     with pytest.raises(HeadError, match=message):
         numbers.fit(head=head)
 

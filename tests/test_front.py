@@ -94,7 +94,7 @@ def freeze_to(folder: Any) -> None:
 
 
 CALLS: list[tuple[str, Callable[[Any], Any], str]] = [
-    ("Features.open: folder", Features.open, "no features"),
+    ("Features.open: folder", Features.open, "not features"),
     ("Task.read: path", Task.read, "no such task"),
     ("PredictionsFile.open: path", PredictionsFile.open, "no such predictions"),
     ("load: folder", saved.load, "expected a run's folder with model.json"),

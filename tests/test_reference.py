@@ -61,5 +61,5 @@ def test_settings_are_two_lines_each_below_what_the_section_is() -> None:
         "  report.title: text; default icecore report",
         "      title of the page",
         "",
-        "compare: How methods are compared.",
+        "compare: Settings of the paired tests.",
     ]

@@ -154,7 +154,7 @@ def test_pixels_and_rows_in_memory_come_in_the_same_order(tmp_path: Path) -> Non
 def test_windows_hold_every_row_once_whatever_their_sizes(count: int, size: int, window: int, block: int) -> None:
     rows = FeatureSamples.__new__(FeatureSamples)
     rows.keys, rows.seed = keys_of(count), 0
-    rows.__dict__["_held"] = None
+    rows.__dict__["_in_memory"] = None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_BYTES", block)
         patch.setattr(FeatureSamples, "_row_bytes", 1)

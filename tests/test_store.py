@@ -354,7 +354,7 @@ def test_an_overflow_is_refused_by_its_key_before_it_is_stored(tmp_path: Path, b
     keys = sorted(map(key, range(4)))
     features = np.ones((4, 2, 2), np.float32)
     features[2, 0, 1] = bad
-    message = rf"1 of 4 rows have values that float16 cannot hold .*first of key {keys[2]}. Store .* `float32`"
+    message = rf"1 of 4 rows have values that float16 cannot hold .*first key is {keys[2]}. Store .* `float32`"
     with pytest.raises(StoreError, match=message):
         write(tmp_path / "s", keys, features, "float16")
     assert list((tmp_path / "s").iterdir()) == []
@@ -363,7 +363,7 @@ def test_an_overflow_is_refused_by_its_key_before_it_is_stored(tmp_path: Path, b
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
 def test_a_network_that_gives_no_numbers_is_not_told_to_use_float32(tmp_path: Path, stored: Stored) -> None:
     features = np.array([[1, 2], [np.nan, 1]], np.float32)
-    message = rf"1 of 2 rows .*{stored} cannot hold .* The network computes gives them: look at its weights"
+    message = rf"1 of 2 rows .*{stored} cannot hold .* The network computes such values: check its weights"
     with pytest.raises(StoreError, match=message):
         write(tmp_path, sorted(map(key, range(2))), features, stored)
 
@@ -791,7 +791,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path: Path) -> None
     root = tmp_path / "file"
     root.write_text("not a folder")
     with pytest.raises(
-        StoreError, match=r"file: the feature cache cannot be written: .*\. Set ICECORE_CACHE to a folder"
+        StoreError, match=r"file: the feature cache cannot be written: .*\. Set ICECORE_CACHE to a writable folder"
     ):
         add(cache.column(root, IDENTITY), [1])
 

@@ -149,7 +149,7 @@ def test_a_disk_that_is_full_when_the_small_files_are_written_keeps_what_was_com
     kept = add(column, 0)
     add(other, 0)
     shard_bytes = other.path_of(add(other, 1)).stat().st_size
-    message = r"cache: the feature cache cannot be written: No space left on device\. Every shard that was finished is"
+    message = r"cache: the feature cache cannot be written: No space left on device\. All finished shards are kept"
     for pages in (0, 1):  # neither is enough for both .keys and .json
         disk.fill(leave=SPOOLED + shard_bytes + pages * PAGE)
         with pytest.raises(StoreError, match=message):
@@ -173,7 +173,9 @@ def test_a_writer_whose_cache_cannot_be_written_says_what_to_set(disk: Disk) -> 
     column, row = cache.column(disk.folder / "cache", IDENTITY), np.ones((1, 3), np.float32)
     kept = add(column, 0)
     disk.make_read_only()
-    message = r"cache: the feature cache cannot be written: Read-only file system\. Set ICECORE_CACHE to a folder that"
+    message = (
+        r"cache: the feature cache cannot be written: Read-only file system\. Set ICECORE_CACHE to a writable folder"
+    )
     with column.writer((3,)) as writer, pytest.raises(StoreError, match=message):
         writer.append(key_arrays.from_hex([content_key(b"1")]), row)
     assert column.records() == [kept]
@@ -181,7 +183,9 @@ def test_a_writer_whose_cache_cannot_be_written_says_what_to_set(disk: Disk) -> 
 
 def test_a_new_column_on_a_full_disk_is_refused(disk: Disk) -> None:
     disk.fill()
-    with pytest.raises(StoreError, match=r"the feature cache cannot be written: No space left on device\. .*make room"):
+    with pytest.raises(
+        StoreError, match=r"the feature cache cannot be written: No space left on device\. .*free some space"
+    ):
         add(cache.column(disk.folder / "cache", IDENTITY), 0)
     disk.make_room()
     add(cache.column(disk.folder / "cache", IDENTITY), 0)
@@ -211,7 +215,7 @@ def test_a_disk_that_fills_up_under_a_writer_leaves_nothing_of_it(
 
     if moment == "append":
         disk.fill(leave=rows.nbytes * 3 // 4)
-    message = r"cache: the feature cache cannot be written: No space left on device\. Every shard that was finished is"
+    message = r"cache: the feature cache cannot be written: No space left on device\. All finished shards are kept"
     if moment != "the small files":
         message = r"no space left for a shard of up to [\d,]+ bytes: [\d,]+ are free, [1-9][\d,]* are missing\. All fin"
     with pytest.raises(StoreError, match=message):

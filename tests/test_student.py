@@ -285,10 +285,10 @@ def test_a_live_teacher_sees_the_images_normalised_as_its_own() -> None:
 def test_a_live_teacher_moves_with_its_student_and_is_in_none_of_its_states() -> None:
     found, teacher = networks.backbone("resnet"), networks.backbone("vgg")
     plain = Student(found.module, found.spec, {})
-    student = Student(found.module, found.spec, {}, live=OnlineTeacher(teacher, found.spec.input, columns=[0, 1]))
+    student = Student(found.module, found.spec, {}, online=OnlineTeacher(teacher, found.spec.input, columns=[0, 1]))
     assert student.state_dict().keys() == plain.state_dict().keys()
     assert len(list(student.parameters())) == len(list(plain.parameters()))
-    assert copy.deepcopy(student).live is student.live
+    assert copy.deepcopy(student).online is student.online
     images = networks.images(found.spec, 2)
     student.train()
     before = student(images).teacher

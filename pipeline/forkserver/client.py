@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 FREE = {
     *("PATH", "PYTHONPATH", "PWD", "OLDPWD", "SHLVL", "_"),
     *("COLUMNS", "LINES"),  # which readline sets
+    *("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_NVML_BASED_CUDA_CHECK"),  # which libraries set, and read when they compute
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"),  # set by libraries at import
 }
 """Environment variables that may differ between the server and a command: no library reads them at import."""

@@ -56,13 +56,14 @@ def backbone(network: nn.Module | str, *, side: int = 32, **architecture: Any) -
     """A network as a backbone, with BatchNorm statistics as after some training; those with names are made once."""
     if not isinstance(network, str):
         return _backbone(network, side, architecture)
-    if network not in MADE:
+    if (network, side) not in MADE:
         torch.manual_seed(0)
-        MADE[network] = _backbone(NETWORKS[network](), side, {"family": "torchvision", "name": network})
-    return Backbone(MADE[network].spec, copy.deepcopy(MADE[network].module))
+        MADE[network, side] = _backbone(NETWORKS[network](), side, {"family": "torchvision", "name": network})
+    made = MADE[network, side]
+    return Backbone(made.spec, copy.deepcopy(made.module))
 
 
-MADE: dict[str, Backbone] = {}
+MADE: dict[tuple[str, int], Backbone] = {}
 
 
 def _backbone(network: nn.Module, side: int, architecture: dict[str, Any]) -> Backbone:
