@@ -40,8 +40,10 @@ OF_HEADS = (
 )
 """Not imported on a machine with a GPU: a stage with heads on the GPU sets SCIPY_ARRAY_API before it imports scipy."""
 
-UNNEEDED = ("sklearn.externals.array_api_compat.dask",)
-"""Modules that the libraries must not import: skops would import Dask, which writes a file of settings."""
+UNNEEDED = ("sklearn.externals.array_api_compat.dask", "pandas")
+"""Modules that the libraries must not import: skops would import Dask, which writes a file of settings; scikit-learn
+would import pandas, and that pyarrow. No stage gives scikit-learn a DataFrame.
+"""
 
 GPUS = (Path("/proc/driver/nvidia"), Path("/dev/kfd"), Path("/dev/dxg"))
 MAX_SOCKET_PATH = 107  # bytes
