@@ -37,8 +37,8 @@ SECONDS = 4.0
 than `LONG`."""
 
 LONG = 80.0
-# How long torch must need for the whole job before another engine is prepared: OpenVINO traces a network in 2 s,
-# exporting takes 10 s, compiling minutes.
+# How long torch must need for the whole job before another engine is prepared: a trace for OpenVINO takes seconds, an
+# export to ONNX several times as long, compiling minutes.
 MIN_JOB_SECONDS = {
     "torch": 0.0,
     "onnxruntime": 60.0,

@@ -1,7 +1,7 @@
 """Convert a backbone with its taps to an OpenVINO model: pixels in, one output per tap, in the order of the taps.
 
-OpenVINO converts a trace of the network, which takes a tenth of the time of an export to ONNX. A trace records the
-operations on one example. If these depend on values or on the number of rows (torch warns), or if OpenVINO lacks an
+OpenVINO converts a trace of the network, which is faster than an export to ONNX. A trace records the operations on one
+example. If these depend on values or on the number of rows (torch warns), or if OpenVINO lacks an
 operator, the network is exported to ONNX instead, which raises an error that says why if it fails too.
 """
 
