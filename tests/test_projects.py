@@ -114,7 +114,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("stages/fit.py", "stages/evaluate.py", "pipeline/metrics.py"):
         Path(name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, name)
-    shutil.copytree(ROOT / "pipeline/report", "pipeline/report")
+    shutil.copytree(ROOT / "pipeline/report", "pipeline/report", ignore=shutil.ignore_patterns("__pycache__"))
     listed = {
         "fit": ["stages/fit.py", "pipeline/metrics.py"],
         "evaluate": ["stages/evaluate.py", "pipeline/metrics.py"],
