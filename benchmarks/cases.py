@@ -15,7 +15,7 @@ import pictures
 
 from pipeline import manifest
 from pipeline.backbones import serialization
-from pipeline.backbones.spec import TapSpec
+from pipeline.backbones.spec import TapSpec, read_spec
 from pipeline.engines import autotune, parity_gate
 from pipeline.engines.autotune import Job, choose
 from pipeline.extract.config import ExtractConfig
@@ -91,14 +91,14 @@ def prepared(folder: Path, data: str, model: str, precision: str, given: argpars
 
 def decoded(case: Case, paths: list[str]) -> np.ndarray:
     """Decode images to uint8 (images, height, width, channels), with a thread per core."""
-    reader = ImageReader(serialization.read_spec(case.backbone).input.image)
+    reader = ImageReader(read_spec(case.backbone).input.image)
     with ThreadPoolExecutor(cores()) as pool:
         return np.stack([sample["pixels"] for sample in pool.map(lambda path: reader(Path(path).read_bytes()), paths)])
 
 
 def decode(case: Case) -> None:
     """Read and decode every image, without storing pixels."""
-    reader = ImageReader(serialization.read_spec(case.backbone).input.image)
+    reader = ImageReader(read_spec(case.backbone).input.image)
     with ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(lambda path: reader(Path(path).read_bytes())["pixels"].shape, case.paths):
             pass

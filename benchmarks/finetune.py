@@ -36,7 +36,7 @@ import tuned
 from torch import nn
 from tuned import Fit, Place, named, placed
 
-from pipeline.backbones import serialization
+from pipeline.backbones.spec import read_spec
 from pipeline.finetune.setup import RunContext
 from pipeline.training.data import Batch, Samples
 from pipeline.training.job import TrainingJob
@@ -113,7 +113,7 @@ def row_of_cut(place: Place, node: str, given: argparse.Namespace) -> str:
         alone = place.begin(input="features", tap=named(node), **shared)
         keep("alone", place.fit(begun=alone, samples=Held(alone[1].samples, given.batch)).epoch(2))
     bound = best["alone"] + best["reading"]
-    spec = serialization.read_spec(place.paths.backbone)
+    spec = read_spec(place.paths.backbone)
     whole, before = max(tap.multiply_adds for tap in spec.taps.values()), spec.taps[node].multiply_adds
     rows = len(stored.one.samples)
     numbers = [

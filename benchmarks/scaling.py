@@ -32,16 +32,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from memory import resident
 
-from pipeline.backbones import serialization
-from pipeline.backbones.spec import TapSpec
+from pipeline.backbones.spec import TapSpec, read_spec
 from pipeline.extract import dask_run, job_files
 from pipeline.extract.commit import commit
 from pipeline.extract.config import ExtractConfig, RunConfig
 from pipeline.extract.dask_tasks import TaskResult
+from pipeline.extract.job_files import WorkerJob
 from pipeline.extract.request import of_samples
 from pipeline.extract.timing import Timings
 from pipeline.extract.units import UnitInput, UnitResult
-from pipeline.extract.worker import Worker, WorkerJob
+from pipeline.extract.worker import Worker
 from pipeline.loading.samples import read_samples
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
@@ -170,7 +170,7 @@ def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
     """Measure all steps of the main process for a number of rows. Bytes are per row."""
     steps, cache_root = Steps(), folder / "cache"
     backbone = folder / "net"
-    spec = serialization.read_spec(backbone)
+    spec = read_spec(backbone)
     asked = {"backbone": backbone, "spec": spec, "cache_root": cache_root}
     with steps.step("read the manifest", count):
         samples = read_samples(folder / "manifests", CONFIG.datasets)

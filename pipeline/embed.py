@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.backbones import serialization
+from pipeline.backbones.spec import SPEC_FILE, read_spec
 from pipeline.errors import ConfigError, DataError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_check import describe_wide_taps, forecast_disk
@@ -81,6 +81,7 @@ def job(
     columns: tuple[str, ...] | None = None,
     max_pixels: int = MAX_PIXELS,
     draft: bool = False,
+    out: AnyPath | None = None,
     **extraction: Any,
 ) -> Job:
     """Check the settings of an embedding; return the job for `embed` and `plan`.
@@ -95,6 +96,7 @@ def job(
     columns: the label columns to keep, of a list or of Parquet; all if None.
     max_pixels: larger images are refused.
     draft: decode large JPEGs at a fraction of their size; the features differ.
+    out: the folder that `embed` will write, if it is known: a model that was frozen there is not looked up again.
     extraction: further settings of ExtractConfig, such as `batch_size` and `engine`.
 
     Raises ConfigError with every wrong setting, BackboneError for a model that neither torchvision nor timm has, and
@@ -128,7 +130,7 @@ def job(
     }
     sections = {"prepare": Section(PrepareConfig), "extract": Section(ExtractConfig)}
     folder = Path(backbone)
-    frozen = (folder / serialization.JSON).is_file()
+    frozen = (folder / SPEC_FILE).is_file()
     if frozen and weights != Weights():
         raise ConfigError(
             f"{backbone}: a backbone's folder has its weights. Leave out source, weights, file, sha256 and entry."
@@ -139,7 +141,8 @@ def job(
             "Freeze it anew with `draft: true` in `input`."
         )
     if not frozen:
-        raw["freeze"] = raw_settings(backbone, weights) | ({"input": {"draft": True}} if draft else {})
+        work = None if out is None else as_path(out, "job: out") / WORK
+        raw["freeze"] = raw_settings(backbone, weights, work=work) | ({"input": {"draft": True}} if draft else {})
         sections["freeze"] = Section(LibraryModel)
     values, problems = check(raw, sections)
     refuse(problems, where=backbone)
@@ -235,10 +238,10 @@ def _prepare_inputs(job: Job, out: Path, reporter: Reporter, *, rehash: bool) ->
     work = out / WORK
     if isinstance(job.backbone, Path):
         backbone = job.backbone
-        spec = serialization.read_spec(backbone)
+        spec = read_spec(backbone)
     else:
         backbone = freeze_once(job.backbone, work, reporter)
-        spec = serialization.read_spec(backbone)
+        spec = read_spec(backbone)
         reporter.message(f"{job.backbone.model}: images: {spec.input.description}")
     checked(job.extract, spec, where=str(backbone))  # before the images are read
     paths = ManifestPaths(work / "manifests", DATASET)

@@ -20,6 +20,9 @@ from typing import Any, Self
 
 CORES = "ICECORE_CORES"
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvhost-gpu", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+"""Files of the drivers of GPUs: NVIDIA's, of its Jetson computers, AMD's, and in Windows' Linux."""
+
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
@@ -92,6 +95,20 @@ def core_numbers() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def has_gpu_driver() -> bool:
+    """Return whether the driver of a GPU is loaded, without importing torch."""
+    return any(Path(path).exists() for path in GPU_DRIVERS)
+
+
+def gpus() -> int:
+    """Return the number of GPUs that torch can use."""
+    if not has_gpu_driver():
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def keep_to_cores() -> None:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share: small real files, never mocks of our own code."""
 
+import contextlib
 import os
 import signal
 import urllib.request
@@ -75,6 +76,37 @@ def one_core() -> Iterator[None]:
     os.sched_setaffinity(0, {sorted(every)[worker % len(every)]})
     yield
     os.sched_setaffinity(0, every)
+
+
+@contextlib.contextmanager
+def restored_environment() -> Iterator[None]:
+    """Restore environment variables at the end: Dask, torch's compiler and others set some, for all later tests too.
+
+    Commands of tests would then no longer start as forks, see `pipeline/forkserver/`.
+    """
+    before = dict(os.environ)
+    yield
+    for name in {*before, *os.environ}:
+        if name.startswith("PYTEST_") or name == preloaded.FOLDER or os.environ.get(name) == before.get(name):
+            continue
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _environment_of_file() -> Iterator[None]:
+    """No file of tests changes the environment of the next."""
+    with restored_environment():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_test() -> Iterator[None]:
+    """No test changes the environment of the next."""
+    with restored_environment():
+        yield
 
 
 @pytest.fixture(autouse=True)

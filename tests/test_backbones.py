@@ -22,7 +22,7 @@ from pipeline.backbones import glyphs, hooks, serialization, torchvision_models
 from pipeline.backbones.nodes import survey
 from pipeline.backbones.pooling import pool as pool_of
 from pipeline.backbones.serialization import Backbone, weights_digest
-from pipeline.backbones.spec import GRID, BackboneSpec, InputSpec, Tap, TapSpec, pooled_shape, resolve
+from pipeline.backbones.spec import GRID, BackboneSpec, InputSpec, Tap, TapSpec, pooled_shape, read_spec, resolve
 from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.readers.image import ImageSpec
@@ -382,7 +382,7 @@ def test_a_backbone_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
     images = torch.randn(4, 1, 32, 32)
     with torch.inference_mode():
         assert torch.equal(again.module(images), network(images))
-    assert again.spec == spec == serialization.read_spec(tmp_path / "b")
+    assert again.spec == spec == read_spec(tmp_path / "b")
     assert spec.taps == Case("glyphs").taps
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["backbone.json", "weights.safetensors"]
 
@@ -469,7 +469,7 @@ def test_a_folder_without_a_backbone_says_how_to_make_it(tmp_path: Path) -> None
 def test_a_damaged_backbone_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "backbone.json").write_text(text)
     with pytest.raises(BackboneError, match=r"backbone.json: not a backbone of this version of icecore"):
-        serialization.read_spec(tmp_path)
+        read_spec(tmp_path)
 
 
 def test_a_backbone_of_another_format_is_refused(tmp_path: Path) -> None:

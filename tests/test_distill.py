@@ -18,6 +18,7 @@ from support.projects import SHIPPED
 from support.teachers import CLASSES, VIEWS, World
 
 from pipeline.backbones import glyphs, serialization
+from pipeline.backbones.spec import read_spec
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.costs import footprints
 from pipeline.distill.dataset import DistillSamples
@@ -165,11 +166,8 @@ def test_a_student_learns_and_leaves_a_network_predictions_curves_and_a_record(p
     assert made["losses"]["soft"]["temperature"] == 2.0
     (told,) = made["teachers"]
     assert (told["name"], told["run"], told["head"]) == ("tuned", "tuned", None)
-    assert (
-        told["identity"]["weights"]
-        == serialization.read_spec(world.root / "models" / "tuned" / "backbone").weights_digest
-    )
-    assert made["backbone"]["from"] == serialization.read_spec(world.root / "small").weights_digest
+    assert told["identity"]["weights"] == read_spec(world.root / "models" / "tuned" / "backbone").weights_digest
+    assert made["backbone"]["from"] == read_spec(world.root / "small").weights_digest
     assert made["fits"] == [to_json(best)]
     assert (best.samples, best.labelled, best.left_out) == (24, 24, 0)
     student = serialization.read(paths.model / "backbone")
@@ -407,12 +405,12 @@ def test_a_student_without_labels_is_fine_tuned_on_the_labelled_target(paths: Pa
     tuned(second, learning_rate=1e-9, weights="last")
     assert np.allclose(predicted(second.predictions).scores, first.scores, atol=1e-4)
     made = read_json(second.model / "model.json")
-    assert made["backbone"]["from"] == serialization.read_spec(paths.model / "backbone").weights_digest
+    assert made["backbone"]["from"] == read_spec(paths.model / "backbone").weights_digest
     tuned(second, labels_per_class=[2], learning_rate=0.01, batch_norm="train", weights="last")
     assert not np.allclose(predicted(second.predictions).scores, first.scores, atol=1e-3)
     third = dataclasses.replace(second, start=second.model, model=tmp_path / "third")
     tuned(third, learning_rate=1e-9, weights="last")
-    assert serialization.read_spec(tmp_path / "third" / "backbone").classes == CLASSES
+    assert read_spec(tmp_path / "third" / "backbone").classes == CLASSES
 
 
 def test_a_run_on_another_task_and_a_new_classifier_are_refused(paths: Paths, tmp_path: Path) -> None:

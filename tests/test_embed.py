@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline import embed
 from pipeline.backbones import glyphs, serialization
+from pipeline.backbones.spec import SPEC_FILE, read_spec
 from pipeline.embed import Embedded
 from pipeline.errors import BackboneError, ConfigError, DataError
 from pipeline.extract.run import extract
@@ -237,16 +238,16 @@ def test_real_photos_through_weights_on_disk(assets: Path, tmp_path: Path) -> No
     features = Features.open(tmp_path / "features" / "features-12-mean")
     assert features.shape == (512,)
     # The photos are of things that ImageNet has; the first class is a word for what the folder is named after.
-    spec = serialization.read_spec(first.backbone)
+    spec = read_spec(first.backbone)
     logits = Features.open(tmp_path / "features" / "logits")
     files = pq.read_table(tmp_path / "features" / "files.parquet").to_pylist()
     named = {row["label"]: spec.classes[int(logits.load([row["key"]]).argmax())] for row in files}
     assert named["backpack"] == "backpack"
 
-    written = (first.backbone / serialization.JSON).stat().st_mtime_ns
+    written = (first.backbone / SPEC_FILE).stat().st_mtime_ns
     again = run("squeezenet1_1", taps, photos, tmp_path, weights=weights)
     assert again.extracted.plan.missing == {"features-12-mean": 0, "logits": 0}
-    assert (again.backbone, (again.backbone / serialization.JSON).stat().st_mtime_ns) == (first.backbone, written)
+    assert (again.backbone, (again.backbone / SPEC_FILE).stat().st_mtime_ns) == (first.backbone, written)
 
 
 # What is asked for ---------------------------------------------------------------------------------------------------

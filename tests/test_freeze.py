@@ -21,7 +21,7 @@ from pipeline.backbones import glyphs, serialization, torchvision_models
 from pipeline.backbones.hooks import collect
 from pipeline.backbones.replace_classifier import replace_classifier
 from pipeline.backbones.serialization import weights_digest
-from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve
+from pipeline.backbones.spec import BackboneSpec, TapSpec, read_spec, resolve
 from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import read_json, sha256_file
@@ -134,7 +134,7 @@ def test_the_same_weights_as_safetensors_are_the_same_backbone(
     file = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(torch.load(real_weights, weights_only=True), file)
     spec = freeze(from_file(file, input={}), tmp_path / "backbone", pretrained=tmp_path)
-    expected = serialization.read_spec(real_backbone)
+    expected = read_spec(real_backbone)
     assert spec.weights_digest == expected.weights_digest
     assert spec.model_copy(update={"origin": {}}) == expected.model_copy(update={"origin": {}})
 
@@ -741,7 +741,7 @@ def test_a_draft_is_set_by_input_and_leaves_what_is_written_as_it_was_where_it_i
     assert spec.input.image == own.input.image.model_copy(update={"draft": True})
     assert read_json(tmp_path / "backbone" / "backbone.json")["input"]["image"]["draft"] is True
     assert "draft" not in read_json(tmp_path / "own" / "backbone.json")["input"]["image"]
-    assert serialization.read_spec(tmp_path / "backbone") == spec
+    assert read_spec(tmp_path / "backbone") == spec
     assert InputConfig(draft=False).onto(spec.input) == own.input
     assert InputConfig(draft=False).model_dump() == InputConfig().model_dump()
     assert "draft" not in InputConfig().model_dump()

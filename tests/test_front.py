@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import embed, manifest
 from pipeline.backbones import serialization
+from pipeline.backbones.spec import read_spec
 from pipeline.cli.info import describe
 from pipeline.errors import DataError, PipelineError
 from pipeline.evaluate.config import EvaluateConfig
@@ -100,7 +101,7 @@ CALLS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("load: folder", saved.load, "expected a run's folder with model.json"),
     ("manifest.read: folder", lambda path: manifest.read(path, "photos"), "no such manifest"),
     ("read: folder", serialization.read, "not a backbone"),
-    ("read_spec: folder", serialization.read_spec, "not a backbone"),
+    ("read_spec: folder", read_spec, "not a backbone"),
     ("extract: out", extract_to, "not a backbone"),
     ("fit: task", fit_to, "no such task"),
     ("evaluate: predictions", evaluate_of, "no such predictions"),

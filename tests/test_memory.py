@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.backbones import glyphs, serialization
+from pipeline.backbones.spec import SPEC_FILE
 from pipeline.engines.out_of_memory import (
     GAIN,
     SHARE,
@@ -154,7 +155,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pipeline.backbones import serialization
-from pipeline.backbones.spec import TapSpec
+from pipeline.backbones.spec import SPEC_FILE, TapSpec
 from pipeline.engines.torch_engine import TorchEngine
 
 torch.set_num_threads(1)
@@ -183,7 +184,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inputs = glyphs.INPUT.model_copy(update={"image": image})
     spec = serialization.write(folder, network, architecture=architecture, origin={}, inputs=inputs)
     # Without its probe: the process would keep the memory that the whole network took for that image.
-    write_json(folder / serialization.JSON, spec.model_dump(mode="json", exclude={"probe"}))
+    write_json(folder / SPEC_FILE, spec.model_dump(mode="json", exclude={"probe"}))
     return folder
 
 

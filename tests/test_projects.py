@@ -18,6 +18,7 @@ from support.projects import SHIPPED
 
 import pipeline
 from pipeline.backbones import glyphs, serialization
+from pipeline.backbones.spec import read_spec
 from pipeline.cli import main, project_new
 from pipeline.errors import ConfigError, DataError, MissingExtraError
 from pipeline.freeze.outline import Outline
@@ -304,7 +305,7 @@ def test_a_project_is_filled_in_and_checked(photos: Path, network: Path, icecore
     text = Path("Projekt ß/params.yaml").read_text()
     assert "# The data: 16 images of 2 classes (Birnen 8, Äpfel 8).\n" in text
     params = yaml.safe_load(text)
-    digest = serialization.read_spec(network).weights_digest[:16]
+    digest = read_spec(network).weights_digest[:16]
     assert params["prepare"] == {"photos": {"root": photos.resolve().as_posix()}}
     assert params["freeze"] == {"tiny-net": {"source": "folder", "folder": str(network), "digest": digest}}
     assert params["extract"] == {"tiny-net": {"datasets": ["photos"], "taps": {"penultimate": {"node": "penultimate"}}}}

@@ -20,6 +20,7 @@ from support.projects import SHIPPED
 from support.teachers import AUGMENT, CLASSES, TAPS, VIEWS, World, config, copied
 
 from pipeline.backbones import serialization
+from pipeline.backbones.spec import read_spec
 from pipeline.errors import ConfigError, DataError, HeadError, StoreError, TrainingError
 from pipeline.extract.commit import commit
 from pipeline.files import read_json, write_json
@@ -68,7 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def pixels(world: World) -> Pixels:
-    inputs = serialization.read_spec(world.root / "net").input
+    inputs = read_spec(world.root / "net").input
     keys = key_arrays.from_hex(world.keys)
     return load_pixels(inputs, locate_samples(world.root / "manifests", ["photos"], keys), folder=world.root)
 
@@ -100,7 +101,7 @@ def test_a_network_teaches_by_its_own_logits(world: World, pixels: Pixels, tmp_p
     found = Teacher.open(tmp_path / "t")
     folder = world.root / "models" / "tuned" / "backbone"
     assert (found.name, found.kind, found.classes) == ("t", "classification", CLASSES)
-    assert found.identity["weights"] == serialization.read_spec(folder).weights_digest
+    assert found.identity["weights"] == read_spec(folder).weights_digest
     assert found.views == Views.model_validate({**VIEWS, "seed": 3})
     np.testing.assert_allclose(found.logits(pixels.keys), live(folder, pixels.array), rtol=1e-4, atol=1e-5)
     for view in range(2):
@@ -476,7 +477,7 @@ def test_a_teacher_of_another_format_is_refused(world: World, tmp_path: Path) ->
 def test_what_reads_images_otherwise_is_told_by_the_field(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = serialization.read_spec(world.root / "net").input
+    inputs = read_spec(world.root / "net").input
     for teacher in (
         world.teacher("tuned", tmp_path / "t", views=VIEWS),
         world.teacher("heads", tmp_path / "u", input="last"),
@@ -765,7 +766,7 @@ def test_a_real_network_of_a_thousand_classes_teaches_by_its_largest_logits(asse
     done = teach(config("backbone", **asked), paths)
     assert (done.rows, done.classes, done.computed) == (100, 1000, 100)
     samples = read_samples(manifests, ("photos",))
-    pixels = load_pixels(serialization.read_spec(tmp_path / "net").input, samples, folder=tmp_path)
+    pixels = load_pixels(read_spec(tmp_path / "net").input, samples, folder=tmp_path)
     full = np.concatenate([live(tmp_path / "net", pixels.array[part]) for part in np.array_split(np.arange(100), 5)])
     numbers = np.array([int(Path(place.path).name[:3]) for place in samples.places()])
     found = Teacher.open(tmp_path / "t").logits(samples.keys)

@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 
 from pipeline.backbones import glyphs, serialization
-from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
+from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec, read_spec
 from pipeline.engines import create
 from pipeline.errors import EngineError, StoreError
 from pipeline.extract import job_files
 from pipeline.extract.config import ExtractConfig, folder_of
 from pipeline.extract.disk_check import explain_shortage, forecast_disk
+from pipeline.extract.job_files import WorkerJob
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import read
 from pipeline.extract.run import extract
 from pipeline.extract.summary import Extracted
-from pipeline.extract.worker import WorkerJob
 from pipeline.files import content_key, digest
 from pipeline.finetune.inputs import open_features
 from pipeline.loading.image_cache import Pixels, load_pixels
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def pixels(self) -> Pixels:
-        spec = serialization.read_spec(self.backbone)
+        spec = read_spec(self.backbone)
         return load_pixels(spec.input, read_samples(self.manifests, ("photos",)), folder=self.root)
 
 
@@ -298,7 +298,7 @@ def test_a_student_on_pixels_sees_the_views_whose_features_come_from_the_store(j
 
 def test_old_views_that_were_cropped_before_they_were_augmented_are_refused(job: Job) -> None:
     job.extract(views=views(1))
-    spec = serialization.read_spec(job.backbone)
+    spec = read_spec(job.backbone)
     assert len(open_features(job.out, "seen", spec, views=1)[1]) == 1
     index = job.out / "seen.view0" / "index.json"
     text = json.loads(index.read_text())

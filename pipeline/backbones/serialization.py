@@ -15,17 +15,16 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline.backbones import ARCHITECTURES, reference_output
 from pipeline.backbones.aliases import aliases
 from pipeline.backbones.nodes import survey
-from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap
+from pipeline.backbones.spec import SPEC_FILE, BackboneSpec, InputSpec, Tap, read_spec
 from pipeline.errors import BackboneError, bullets, counted, unknown
-from pipeline.files import AnyPath, as_path, atomic, check_readable, read_json, write_json
+from pipeline.files import AnyPath, as_path, atomic, check_readable, write_json
 
-JSON, WEIGHTS = "backbone.json", "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,7 +130,7 @@ def write(
     )
     with atomic(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(state, temporary)
-    write_json(folder / JSON, spec.model_dump(mode="json"))
+    write_json(folder / SPEC_FILE, spec.model_dump(mode="json"))
     return spec
 
 
@@ -163,18 +162,6 @@ def survey_network(
             f"{where}: expected an input that {type(network).__name__} takes, got images of {height}×{width} with "
             f"{channels} channels: {type(error).__name__}: {reason}. {remedy}"
         ) from error
-
-
-def read_spec(folder: AnyPath) -> BackboneSpec:
-    """Read backbone.json; raises BackboneError if it is missing or of another format."""
-    folder = as_path(folder, "read_spec: folder")
-    path = folder / JSON
-    if not path.is_file():
-        raise BackboneError(f"{folder}: not a backbone ({JSON} is missing). Run `icecore repro freeze@{folder.name}`.")
-    try:
-        return BackboneSpec.model_validate(read_json(path))
-    except (ValidationError, ValueError) as error:
-        raise BackboneError(f"{path}: not a backbone of this version of icecore. {error}") from None
 
 
 def read(folder: AnyPath) -> Backbone:

@@ -8,12 +8,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from pipeline.errors import BackboneError, bullets, unknown_node
+from pipeline.files import AnyPath, as_path, read_json
 from pipeline.readers.augment import View
 from pipeline.readers.image import ImageSpec
 from pipeline.settings.check import Settings
+
+SPEC_FILE = "backbone.json"
 
 GRID = re.compile(r"avg([1-9]\d*)x([1-9]\d*)")
 MAP_POOLINGS, TOKEN_POOLINGS = ("mean", "max", "gem", "mean+std"), ("cls", "mean_tokens")
@@ -171,6 +174,20 @@ class TapSpec(Settings):
         if pool not in POOLINGS[:-1] and not GRID.fullmatch(pool):
             raise ValueError(f"unknown pooling. Expected one of: {', '.join(POOLINGS)}")
         return pool
+
+
+def read_spec(folder: AnyPath) -> BackboneSpec:
+    """Read backbone.json; raises BackboneError if it is missing or of another format."""
+    folder = as_path(folder, "read_spec: folder")
+    path = folder / SPEC_FILE
+    if not path.is_file():
+        raise BackboneError(
+            f"{folder}: not a backbone ({SPEC_FILE} is missing). Run `icecore repro freeze@{folder.name}`."
+        )
+    try:
+        return BackboneSpec.model_validate(read_json(path))
+    except (ValidationError, ValueError) as error:
+        raise BackboneError(f"{path}: not a backbone of this version of icecore. {error}") from None
 
 
 def pooled_shape(tap: Tap, pool: str) -> tuple[int, ...]:

@@ -86,7 +86,7 @@ def extract_folder(
     from pipeline.store import index, location
     from stages import terminal
 
-    job = embed.job(backbone, taps, data, image=image, weights=Weights(**weights), **settings)
+    job = embed.job(backbone, taps, data, image=image, weights=Weights(**weights), out=out, **settings)
 
     def say(text: object) -> None:
         if not quiet:

@@ -61,7 +61,7 @@ def _short(value: Any) -> str:
 
 
 def _backbone(path: Path) -> dict[str, Any]:
-    from pipeline.backbones.serialization import read_spec
+    from pipeline.backbones.spec import read_spec
 
     spec = read_spec(path).model_dump(mode="json")
     taps = {name: "×".join(map(str, tap["shape"])) for name, tap in spec.pop("taps").items()}

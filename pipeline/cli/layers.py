@@ -51,7 +51,7 @@ def read_nodes(name: str) -> "Network":
 
     The name is looked up in this order; weights are not downloaded. Raises BackboneError for an unknown name.
     """
-    from pipeline.backbones.serialization import read_spec
+    from pipeline.backbones.spec import read_spec
     from stages import project
 
     folder = project.BACKBONES / name

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.backbones import serialization
-from pipeline.backbones.spec import InputSpec, Tap
+from pipeline.backbones.spec import InputSpec, Tap, read_spec
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.online_teacher import OnlineTeacher
 from pipeline.distill.tasks import StudentTask
@@ -36,7 +36,7 @@ def verify_teacher(teacher: Teacher, paths: Paths, samples: Samples, *, seed: in
     rows = np.flatnonzero(teacher.has(samples.keys))
     rows = np.sort(np.random.default_rng(seed).choice(rows, min(verify.ROWS, len(rows)), replace=False))
     sources = sources_of(teacher, paths)
-    inputs = serialization.read_spec(sources.network).input
+    inputs = read_spec(sources.network).input
     transforms = () if teacher.views is None else teacher.views.augment
     pixels = image_cache.load_pixels(inputs, samples.take(rows), folder=paths.cache / "pixels", transforms=transforms)
     verify.recompute(teacher, sources, pixels, seed=seed)
@@ -69,7 +69,7 @@ def open_network(
             "run of finetune."
         )
     folder = sources_of(teacher, paths).network
-    spec = serialization.read_spec(folder)
+    spec = read_spec(folder)
     nodes = {name: spec.node(name) for name in config.losses.hint_names}
     hints = {name: spec.taps[node] for name, node in nodes.items()}
     if config.online:

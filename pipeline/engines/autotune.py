@@ -15,21 +15,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import ENGINES, PRECISIONS_OF, Engine, create
 from pipeline.engines.parity_gate import ROWS, ParityCard, check_parity
 from pipeline.errors import EngineError, bullets
 from pipeline.files import digest, read_json, write_json
-from pipeline.runtime import Reporter, cores
+from pipeline.runtime import Reporter, cores, gpus
 from pipeline.settings.check import Settings
 from pipeline.store.location import writable
 from pipeline.store.use import touch
 from pipeline.text import table
+
+if TYPE_CHECKING:
+    from pipeline.backbones.serialization import Backbone
 
 AUTO = "auto"
 SECONDS = 4.0
@@ -52,7 +54,7 @@ MIN_JOB_SECONDS = {
 class Job:
     """A backbone with taps to run, the batch size and the precision. `cache`: the folder of the feature cache."""
 
-    backbone: Backbone
+    backbone: "Backbone"
     specs: Mapping[str, TapSpec]
     batch_size: int
     precision: str = "float32"
@@ -286,10 +288,3 @@ def _version(package: str) -> str | None:
 
 def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
-
-
-def gpus() -> int:
-    """Return the number of GPUs that this process can use."""
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0

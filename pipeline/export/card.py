@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbones import serialization
+from pipeline.backbones.spec import read_spec
 from pipeline.errors import PipelineError
 from pipeline.export.graph import FILES, INPUT, Format, list_libraries
 from pipeline.export.model import Output
@@ -112,7 +112,7 @@ def describe_licence(model: TrainedModel) -> str:
     origin = model.backbone.spec.origin
     if "license" not in origin and isinstance(origin.get("backbone"), str):
         try:
-            origin = serialization.read_spec(find_project_data(model) / "backbones" / origin["backbone"]).origin
+            origin = read_spec(find_project_data(model) / "backbones" / origin["backbone"]).origin
         except PipelineError:
             origin = {}
     stated = str(origin.get("license") or "not stated")

@@ -1,6 +1,5 @@
 """Compute the rows that the feature cache lacks: in this process, or in several through Dask."""
 
-from pipeline.engines.autotune import gpus
 from pipeline.errors import DataError, counted
 from pipeline.extract import dask_run
 from pipeline.extract.request import Request, remove_stale
@@ -8,7 +7,7 @@ from pipeline.extract.timing import Timings
 from pipeline.extract.units import UnitInput
 from pipeline.extract.worker import Worker
 from pipeline.loading.samples import Reject
-from pipeline.runtime import Reporter
+from pipeline.runtime import Reporter, gpus
 from pipeline.text import human
 
 LONG = 20_000  # runs with at least this many samples print a time estimate first; otherwise the bar soon shows one

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ClusterError
 from pipeline.extract import job_files
 from pipeline.extract.dask_tasks import TOPIC, TaskResult, make_one, make_ready
+from pipeline.extract.job_files import WorkerJob
 from pipeline.extract.timing import Timings
 from pipeline.extract.units import UnitInput, UnitResult
-from pipeline.extract.worker import WorkerJob
 from pipeline.loading.samples import Reject
 from pipeline.runtime import Reporter
 from pipeline.store import key_arrays

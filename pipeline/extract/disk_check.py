@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.backbones.spec import WIDE, TapSpec
-from pipeline.engines.autotune import gpus
 from pipeline.errors import counted
 from pipeline.extract import disk_forecast
 from pipeline.extract.disk_forecast import Forecast, Size
 from pipeline.extract.request import Request, of_samples
-from pipeline.runtime import Reporter
+from pipeline.runtime import Reporter, gpus
 from pipeline.store.shard_format import path_of
 from pipeline.text import human
 

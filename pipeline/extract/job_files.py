@@ -9,6 +9,7 @@ The folder is in the feature cache, which every worker must see anyway, and is r
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,28 @@ import pyarrow as pa
 from pipeline.errors import StoreError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.units import UnitInput
-from pipeline.extract.worker import WorkerJob
 from pipeline.files import read_json, remove_stale, scratch, write_json
 from pipeline.loading.samples import SCHEMA, Samples
 from pipeline.readers.augment import View
 
 JOBS, JOB, UNITS = "jobs", "job.json", "units.arrow"
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """The job of a worker: settings with aliases resolved to nodes, and paths.
+
+    samples: the number of samples of the whole job on which the network runs.
+    missing_taps: the taps with missing rows.
+    view: the augmented view to read instead of the clean samples.
+    """
+
+    config: ExtractConfig
+    backbone: Path
+    cache_root: Path
+    samples: int
+    missing_taps: tuple[str, ...]
+    view: View | None = None
 
 
 @contextlib.contextmanager

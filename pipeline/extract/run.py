@@ -6,14 +6,13 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.backbones import serialization
+from pipeline.backbones.spec import read_spec
 from pipeline.errors import Interrupted
 from pipeline.extract import job_files
 from pipeline.extract.commit import Refusal, commit_taps, refuse_too_many
-from pipeline.extract.compute import compute_missing
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_check import check_disk
-from pipeline.extract.logit_check import check_computed_rows
+from pipeline.extract.job_files import WorkerJob
 from pipeline.extract.request import (
     Request,
     checked,
@@ -25,7 +24,6 @@ from pipeline.extract.request import (
 )
 from pipeline.extract.summary import Extracted, describe_cached
 from pipeline.extract.timing import Timings
-from pipeline.extract.worker import Worker, WorkerJob
 from pipeline.files import AnyPath, as_path
 from pipeline.loading.samples import Samples, read_samples
 from pipeline.runtime import SILENT, Reporter
@@ -55,7 +53,7 @@ def extract(
     start = time.perf_counter()
     backbone, manifests = as_path(backbone, "extract: backbone"), as_path(manifests, "extract: manifests")
     out, cache_root = as_path(out, "extract: out"), as_path(cache_root, "extract: cache_root")
-    spec = serialization.read_spec(backbone)
+    spec = read_spec(backbone)
     checked(config, spec, where=str(backbone))  # before anything is written, even a lock
     with exclusive_lock(cache_root, out):
         samples = read_samples(manifests, config.datasets) if samples is None else samples
@@ -83,15 +81,32 @@ def _extract_views(request: Request, out: Path, cache_root: Path, hits: float, r
         reporter.progress(done, total)
 
     for view in request.all:
-        keep_probes(view)
-        job = WorkerJob(view.config, view.backbone, cache_root, len(view.rows), view.missing_taps, view.view)
-        with contextlib.closing(Worker(job, reporter=reporter)) as worker:
-            rejects = compute_missing(view, worker, timings, replace(reporter, progress=progress).part(before, total))
-            refused |= commit_taps(view, out, rejects)
-            check_computed_rows(view, worker, out, reporter)
+        refused |= _extract_view(
+            view, out, cache_root, timings, replace(reporter, progress=progress).part(before, total)
+        )
         before += len(view.rows)
     messages = {key: refusal.message for key, refusal in refused.items()}
     refuse_too_many(request.config.max_rejected, len(request.samples.keys), messages)
     reasons = Counter(refusal.reason for refusal in refused.values())
     stored = {view.folder(tap): rows for view in request.all for tap, rows in view.stored.items()}
     return Extracted(request.whole, len(refused), dict(reasons.most_common()), stored, timings, 0.0)
+
+
+def _extract_view(
+    view: Request, out: Path, cache_root: Path, timings: Timings, reporter: Reporter
+) -> dict[str, Refusal]:
+    """Compute the missing rows of one view, commit its taps, and check the new rows; return the refused samples."""
+    if not view.missing_taps:
+        return commit_taps(view, out, [])
+    # Imported here, since torch takes longer than a run in which nothing is to be computed.
+    from pipeline.extract.compute import compute_missing
+    from pipeline.extract.logit_check import check_computed_rows
+    from pipeline.extract.worker import Worker
+
+    keep_probes(view)
+    job = WorkerJob(view.config, view.backbone, cache_root, len(view.rows), view.missing_taps, view.view)
+    with contextlib.closing(Worker(job, reporter=reporter)) as worker:
+        rejects = compute_missing(view, worker, timings, reporter)
+        refused = commit_taps(view, out, rejects)
+        check_computed_rows(view, worker, out, reporter)
+    return refused

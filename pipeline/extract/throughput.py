@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.backbones import serialization
 from pipeline.engines import Engine
-from pipeline.engines.autotune import AUTO, Job, gpus, load_choice
+from pipeline.engines.autotune import AUTO, Job, load_choice
 from pipeline.engines.batch_size import describe_sizes as text_of_sizes
 from pipeline.engines.batch_size import measure_sizes
 from pipeline.engines.out_of_memory import SizeTiming
@@ -29,6 +29,7 @@ from pipeline.loading.decoders import Decoders, start_decoders
 from pipeline.loading.samples import Reject, items, reading_order
 from pipeline.readers import Sample
 from pipeline.readers.image import ImageReader
+from pipeline.runtime import gpus
 from pipeline.store.cache import CacheEntry
 from pipeline.text import duration
 

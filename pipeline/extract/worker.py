@@ -1,10 +1,8 @@
 """A worker: the network, its engine and the decoders, prepared once per process and used for all units."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache as once
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -12,9 +10,9 @@ from pipeline.backbones import serialization
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.engines import parity_gate
-from pipeline.engines.autotune import Job, gpus
-from pipeline.extract.config import ExtractConfig
+from pipeline.engines.autotune import Job
 from pipeline.extract.engine_setup import EngineOf, engines
+from pipeline.extract.job_files import WorkerJob
 from pipeline.extract.request import Request, row_shapes
 from pipeline.extract.throughput import Rates, rates, sample
 from pipeline.extract.timing import Timings
@@ -23,28 +21,10 @@ from pipeline.loading.batches import first_pixels
 from pipeline.loading.decoders import Decoders, start_decoders
 from pipeline.loading.samples import Samples
 from pipeline.readers import Reader
-from pipeline.readers.augment import View
 from pipeline.readers.image import ImageReader
-from pipeline.runtime import Reporter
+from pipeline.runtime import Reporter, gpus
 from pipeline.store import cache
 from pipeline.store.identity import identity
-
-
-@dataclass(frozen=True)
-class WorkerJob:
-    """The job of a worker: settings with aliases resolved to nodes, and paths.
-
-    samples: the number of samples of the whole job on which the network runs.
-    missing_taps: the taps with missing rows.
-    view: the augmented view to read instead of the clean samples.
-    """
-
-    config: ExtractConfig
-    backbone: Path
-    cache_root: Path
-    samples: int
-    missing_taps: tuple[str, ...]
-    view: View | None = None
 
 
 class Worker:

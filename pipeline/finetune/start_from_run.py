@@ -14,7 +14,7 @@ from pipeline.backbones import serialization
 from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.replace_classifier import last_layer
 from pipeline.backbones.serialization import Backbone
-from pipeline.backbones.spec import BackboneSpec
+from pipeline.backbones.spec import SPEC_FILE, BackboneSpec
 from pipeline.errors import HeadError, TrainingError
 from pipeline.files import sha256_file
 from pipeline.heads import saved
@@ -25,7 +25,7 @@ from pipeline.task import Kind, Task
 
 def has_network(run: Path) -> bool:
     """Return whether the model of a run is a network, not heads."""
-    return (run / "backbone" / serialization.JSON).is_file()
+    return (run / "backbone" / SPEC_FILE).is_file()
 
 
 def network_of_run(run: Path, task: Task, *, path: Path) -> Backbone:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import pipeline
+from pipeline.runtime import has_gpu_driver
 
 # Libraries of several stages. torch imports torch._dynamo with the first optimiser. pyarrow would start a thread.
 LIBRARIES = (
@@ -45,7 +46,6 @@ UNNEEDED = ("sklearn.externals.array_api_compat.dask", "pandas")
 would import pandas, and that pyarrow. No stage gives scikit-learn a DataFrame.
 """
 
-GPUS = (Path("/proc/driver/nvidia"), Path("/dev/kfd"), Path("/dev/dxg"))
 MAX_SOCKET_PATH = 107  # bytes
 STAGES: Mapping[str, tuple[str, ...]] = {"python": ("-m stages.",), "icecore": ("stage ",)}
 """The prefixes of the arguments that start a stage, by program."""
@@ -140,4 +140,4 @@ def _installed_with_python(names: Sequence[str], path: str) -> dict[str, str]:
 
 def libraries_of_stages() -> list[str]:
     """Return the modules that several stages import on this machine."""
-    return [*LIBRARIES, *(() if any(path.exists() for path in GPUS) else OF_HEADS)]
+    return [*LIBRARIES, *(() if has_gpu_driver() else OF_HEADS)]

@@ -13,7 +13,7 @@ from pipeline.backbones import serialization, timm_models, user_module
 from pipeline.backbones.aliases import aliases
 from pipeline.backbones.hooks import LOGITS, PENULTIMATE
 from pipeline.backbones.nodes import survey_shapes
-from pipeline.backbones.spec import InputSpec, Tap, TapSpec, pooled_shape
+from pipeline.backbones.spec import SPEC_FILE, InputSpec, Tap, TapSpec, pooled_shape, read_spec
 from pipeline.errors import BackboneError, bullets, unknown_node
 from pipeline.files import sha256_file
 from pipeline.freeze.config import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
@@ -58,9 +58,9 @@ def outline(config: FreezeConfig, *, pretrained: Path) -> Outline | None:
     """
     if isinstance(config, Pretrained | Folder):
         folder = config.folder if isinstance(config, Folder) else pretrained / config.network
-        if isinstance(config, Pretrained) and not (folder / serialization.JSON).is_file():
+        if isinstance(config, Pretrained) and not (folder / SPEC_FILE).is_file():
             return None  # the stage `pretrain` has yet to train it
-        spec = serialization.read_spec(folder)
+        spec = read_spec(folder)
         if isinstance(config, Folder) and not spec.weights_digest.startswith((config.digest or "").lower()):
             raise BackboneError(
                 f"{folder}: expected weights whose digest begins with {config.digest}, got {spec.weights_digest[:16]}."

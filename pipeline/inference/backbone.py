@@ -11,7 +11,7 @@ from torch import nn
 from pipeline import embed
 from pipeline.backbones import serialization
 from pipeline.backbones.hooks import PENULTIMATE
-from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve
+from pipeline.backbones.spec import SPEC_FILE, BackboneSpec, TapSpec, read_spec, resolve
 from pipeline.errors import BackboneError, ConfigError, DataError
 from pipeline.extract.request import row_shapes
 from pipeline.files import digest
@@ -102,7 +102,7 @@ class Backbone:
             )
         self.name = str(os.fspath(model))
         self.folder = _folder_of(self.name, chosen)
-        self._spec = serialization.read_spec(self.folder)
+        self._spec = read_spec(self.folder)
 
     @property
     def spec(self) -> BackboneSpec:
@@ -121,7 +121,7 @@ class Backbone:
 
     def check_unchanged(self) -> None:
         """Raise BackboneError if the weights in the folder changed since the backbone was opened."""
-        if self.folder is not None and serialization.read_spec(self.folder) != self.spec:
+        if self.folder is not None and read_spec(self.folder) != self.spec:
             raise BackboneError(f"{self.folder}: another network was written there since. Open the Backbone again.")
 
     def __repr__(self) -> str:
@@ -276,7 +276,7 @@ def _folder_of(model: str, weights: Weights) -> Path:
     """Return the folder of a backbone: `model` itself, the folder in a run, or the folder where a name is frozen."""
     path = Path(model)
     for folder in (path, path / "backbone"):
-        if (folder / serialization.JSON).is_file():
+        if (folder / SPEC_FILE).is_file():
             if weights != Weights():
                 raise ConfigError(f"Backbone: {model}: a folder has its weights. Leave out weights, file and source.")
             return folder.resolve()
@@ -288,7 +288,7 @@ def _folder_of(model: str, weights: Weights) -> Path:
     if len(path.parts) > 1 or path.is_absolute():
         raise BackboneError(
             f"{model}: expected the folder of a backbone or of a run that trained a network, got none: "
-            f"{serialization.JSON} is missing there."
+            f"{SPEC_FILE} is missing there."
         )
     folder = freeze_once(model_settings(model, weights), default_root(), REPORTER)
     touch(folder)

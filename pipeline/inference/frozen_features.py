@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from pipeline.backbones import serialization
 from pipeline.backbones.hooks import PENULTIMATE
-from pipeline.backbones.spec import row_shape
+from pipeline.backbones.spec import SPEC_FILE, row_shape
 from pipeline.embed import parse_tap
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.backbone import Backbone
@@ -126,7 +125,7 @@ def _shared_backbone(model: str, weights: Any, file: str | None, source: Any, _s
 def _state_of(model: str) -> tuple[str, int] | None:
     """Return the path and the time of a model's folder, so that a changed model is loaded again; None for a name."""
     for folder in (Path(model), Path(model) / "backbone"):
-        path = folder / serialization.JSON
+        path = folder / SPEC_FILE
         if path.is_file():
             return str(path.resolve()), path.stat().st_mtime_ns
     return None

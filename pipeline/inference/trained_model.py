@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.backbones import serialization
 from pipeline.backbones.serialization import Backbone
-from pipeline.backbones.spec import BackboneSpec, TapSpec
+from pipeline.backbones.spec import SPEC_FILE, BackboneSpec, TapSpec, read_spec
 from pipeline.engines import BATCH
 from pipeline.errors import BackboneError, DataError, HeadError, bullets, unknown
 from pipeline.files import AnyPath, as_path
@@ -154,14 +154,14 @@ def load(
     fit = choose_fit(folder, record, data=data, file=file)
     name = record.backbone
     where = data / "backbones" / name if backbone is None else as_path(backbone, "load: backbone")
-    if not (where / serialization.JSON).is_file():
+    if not (where / SPEC_FILE).is_file():
         raise BackboneError(
             f"{where}: expected the backbone {name!r}, whose features {folder} was fitted on, got none. Run `icecore "
             f"repro freeze@{name}`, or give the folder of the backbone."
         )
     identities = {tap: record.features[tap].identity for tap in fit.taps}
     taps = {tap: spec_of(tap_identity) for tap, tap_identity in identities.items()}
-    refuse_other_backbone(serialization.read_spec(where), identities, taps, where=where, folder=folder)
+    refuse_other_backbone(read_spec(where), identities, taps, where=where, folder=folder)
     head = saved.load(folder, fit.file, trusted=trusted, features=data / "features" / name)
     classes = record.task.classes
     task = TaskOutput(record.task.name, record.task.kind, classes, slice(0, len(classes)))
@@ -217,7 +217,7 @@ def read_run(folder: Path) -> ModelRecord:
         return read_record(folder)
     records = folder.parent.glob(f"*/{JSON}") if folder.parent.is_dir() else ()
     others = [path.parent.name for path in records]
-    if (folder / serialization.JSON).is_file():
+    if (folder / SPEC_FILE).is_file():
         raise DataError(f"{folder}: expected a run's folder with model.json, got a backbone. Name a run on it.")
     if folder.is_dir() or not others:
         what = "a folder without it" if folder.is_dir() else "a file" if folder.exists() else "no such folder"

@@ -1,6 +1,7 @@
 """Open the training rows of a run for `--near`, and the network that computes comparable rows of new images."""
 
 from pipeline.backbones import serialization
+from pipeline.backbones.spec import read_spec
 from pipeline.errors import DataError, bullets
 from pipeline.files import sha256_file
 from pipeline.inference.trained_model import (
@@ -50,6 +51,6 @@ def open_training_rows(model: TrainedModel) -> tuple[TrainingRows, RowSource | N
         return training, None
     where = data / "backbones" / name
     specs = {tap: spec_of(own) for tap, own in identities.items()}
-    refuse_other_backbone(serialization.read_spec(where), identities, specs, where=where, folder=folder)
+    refuse_other_backbone(read_spec(where), identities, specs, where=where, folder=folder)
     precision = precision_of(next(iter(identities.values())))
     return training, RowSource(where, serialization.read(where), specs, precision)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbones import serialization, torchvision_models
-from pipeline.backbones.spec import Tap, pooled_shape
+from pipeline.backbones import torchvision_models
+from pipeline.backbones.spec import SPEC_FILE, Tap, pooled_shape, read_spec
 from pipeline.errors import BackboneError, ConfigError
 from pipeline.files import sha256_file
 from pipeline.freeze.config import FreezeConfig
@@ -37,10 +37,10 @@ def read_backbone(model: str, weights: Weights) -> NamedBackbone:
     weights file, for weights given with a folder, and for wrong settings.
     """
     folder = Path(model)
-    if (folder / serialization.JSON).is_file():
+    if (folder / SPEC_FILE).is_file():
         if weights != Weights():
             raise ConfigError(f"{model}: the folder of a backbone contains its weights. Leave out the weights options.")
-        digest = serialization.read_spec(folder).weights_digest[:DIGITS]
+        digest = read_spec(folder).weights_digest[:DIGITS]
         settings: dict[str, Any] = {"source": "folder", "folder": folder.resolve().as_posix(), "digest": digest}
         name = folder.resolve().name
     else:

@@ -4,8 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbones import serialization
-from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve
+from pipeline.backbones.spec import BackboneSpec, TapSpec, read_spec, resolve
 from pipeline.errors import TrainingError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
@@ -48,7 +47,7 @@ def open_network(run: Path | None, backbone: Path, *, classes: tuple[str, ...] =
     folder, kind = backbone, CLASSIFICATION
     if run is not None:
         folder, kind = run / "backbone", read_record(run).task.kind
-    spec = serialization.read_spec(folder)
+    spec = read_spec(folder)
     if kind == "regression":
         raise TrainingError(f"{folder}: expected a network that knows classes as a teacher, got one of a regression.")
     logits = spec.taps.get(LOGITS)
