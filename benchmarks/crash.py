@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.files import content_key, sha256_file
+from pipeline.files import sha256_file
+from pipeline.readers.sample_key import content_key
 from pipeline.store import cache, index, key_arrays, maintenance
 
 IDENTITY = {"node": "block1", "dtype": "float32"}

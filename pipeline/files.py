@@ -23,18 +23,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-KEY_BYTES = 16
 TEMPORARY = re.compile(r"\..+\.(?P<host>\w{8})\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
 """Pattern of the names of temporary files."""
 
 RENAME_EXCHANGE = 2  # renameat2(2)
 AT_FDCWD = -100
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a full disk
-
-
-def content_key(data: bytes) -> str:
-    """Return the key of a sample: BLAKE2b of its bytes, 16 bytes as 32 hex digits (RFC 7693)."""
-    return hashlib.blake2b(data, digest_size=KEY_BYTES).hexdigest()
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -449,7 +449,7 @@ def test_every_other_dependency_is_code_or_the_root_of_a_data_set() -> None:
 
 
 # Code that every stage uses and none depends on: a change there changes what is said of settings and errors, and no
-# result. `files` and `runtime` are no plumbing of that kind: they hold the keys of samples, the digests and the seeds.
+# result. `files` and `runtime` are no plumbing of that kind: they hold the digests and the seeds.
 PLUMBING = frozenset(
     {"pipeline", "pipeline.errors", "pipeline.settings"}
     | {f"pipeline.settings.{name}" for name in ("params", "check", "messages", "repair")}

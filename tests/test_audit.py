@@ -23,8 +23,8 @@ from pipeline.audit import counts, neighbours
 from pipeline.audit.config import AuditConfig, Extracted, Source, choose
 from pipeline.audit.neighbours import CentredRows, centre, multiply_adds, near_duplicates, neighbour_votes
 from pipeline.audit.run import audit
-from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import Reporter
 from pipeline.store import index, key_arrays
 from pipeline.store.identity import address

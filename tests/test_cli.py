@@ -25,9 +25,10 @@ from pipeline.compare.run import compare
 from pipeline.errors import StoreError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.run import evaluate
-from pipeline.files import content_key, write_json
+from pipeline.files import write_json
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
+from pipeline.readers.sample_key import content_key
 from pipeline.store import cache, index, key_arrays
 from pipeline.store.features import Features
 from pipeline.store.shard_format import Layout

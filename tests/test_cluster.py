@@ -35,7 +35,8 @@ from pipeline.backbones import serialization as artefact
 from pipeline.errors import ClusterError, EngineError, StoreError
 from pipeline.extract import dask_run, dask_tasks, job_files
 from pipeline.extract.config import ExtractConfig
-from pipeline.files import content_key, scratch
+from pipeline.files import scratch
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import core_numbers
 from pipeline.workers import client
 

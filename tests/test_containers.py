@@ -25,11 +25,11 @@ from PIL import Image
 
 from pipeline import manifest
 from pipeline.errors import DataError
-from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
 from pipeline.prepare.run import PrepareSummary, prepare
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import Reporter
 from pipeline.sources import SampleLocation, read, read_many
 

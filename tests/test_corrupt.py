@@ -24,10 +24,10 @@ from pipeline.errors import DataError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.extract.summary import Extracted
-from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import PrepareSummary, prepare
+from pipeline.readers.sample_key import content_key
 from pipeline.store import index
 from pipeline.store.features import Features
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from support.crashing_reader import Unloadable, Words
 
 from pipeline.errors import ClusterError
-from pipeline.files import content_key
 from pipeline.loading import decoders as module
 from pipeline.loading.decoders import CHUNK, Decoders, Processes, Threads, start_decoders
 from pipeline.loading.samples import Item, Reject
 from pipeline.readers import Sample
+from pipeline.readers.sample_key import content_key
 from pipeline.sources import SampleLocation
 
 ROOM = 256  # bytes that a sample is said to have

@@ -14,9 +14,9 @@ from PIL import Image
 from support import shards
 
 from pipeline.backbones import glyphs, serialization
-from pipeline.files import content_key
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
+from pipeline.readers.sample_key import content_key
 from pipeline.store import index, key_arrays
 from pipeline.store.shard_format import Layout
 from pipeline.task import Task

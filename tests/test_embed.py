@@ -22,11 +22,12 @@ from pipeline.backbones.spec import SPEC_FILE, read_spec
 from pipeline.embed import Embedded
 from pipeline.errors import BackboneError, ConfigError, DataError
 from pipeline.extract.run import extract
-from pipeline.files import content_key, sha256_file
+from pipeline.files import sha256_file
 from pipeline.freeze.config import Timm, Torchvision
 from pipeline.freeze.library_model import Weights
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.run import prepare
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import Reporter
 from pipeline.store.features import Features
 

@@ -16,11 +16,12 @@ from test_finetune import config as small_tuned
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.run import distill
 from pipeline.distill.sources import Paths as DistillPaths
-from pipeline.files import content_key, read_json
+from pipeline.files import read_json
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
 from pipeline.finetune.setup import Paths
 from pipeline.manifest import ManifestPaths
+from pipeline.readers.sample_key import content_key
 from pipeline.split.config import SplitConfig
 from pipeline.split.run import split
 from pipeline.task import Task

@@ -46,7 +46,6 @@ from pipeline.explain.near_samples import thumbnails
 from pipeline.explain.occlusion import occlusion_maps
 from pipeline.explain.run import explain
 from pipeline.explain.tap_maps import patch_grid, read_tap_maps
-from pipeline.files import content_key
 from pipeline.heads import create
 from pipeline.heads.preprocessing import Pca
 from pipeline.inference.answers import TaskOutput
@@ -58,6 +57,7 @@ from pipeline.model_record import HeadFit
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageSpec
+from pipeline.readers.sample_key import content_key
 from pipeline.report import leaderboard
 from pipeline.report.config import ReportConfig
 from pipeline.report.leaderboard import Run

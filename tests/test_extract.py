@@ -32,13 +32,13 @@ from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.plan import Plan, plan
 from pipeline.extract.run import extract
 from pipeline.extract.summary import Extracted
-from pipeline.files import content_key
 from pipeline.loading.decoders import Threads
 from pipeline.loading.samples import WHERE, Item, Reject, Samples, read_sample, read_samples
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import Reporter
 from pipeline.settings.check import Section, check
 from pipeline.sources import SampleLocation

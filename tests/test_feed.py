@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from support.crashing_reader import Words
 
 from pipeline.extract.plan import Plan, plan
-from pipeline.files import content_key
 from pipeline.loading.batches import Batch, batches, first_pixels
 from pipeline.loading.decoders import Threads
 from pipeline.loading.samples import WHERE, Samples, reading_order
 from pipeline.readers import Sample
+from pipeline.readers.sample_key import content_key
 from pipeline.store import key_arrays
 
 

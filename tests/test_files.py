@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pipeline.files import (
     atomic,
     canonical_json,
-    content_key,
     digest,
     fresh_folder,
     read_json,
@@ -27,6 +26,7 @@ from pipeline.files import (
     write_json,
     write_text,
 )
+from pipeline.readers.sample_key import content_key
 from pipeline.store.links import link_or_copy
 
 

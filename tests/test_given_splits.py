@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import Reporter
 from pipeline.split.config import SplitConfig, SplitSizes
 from pipeline.split.run import split

@@ -14,10 +14,10 @@ from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.feature_extractor import normalised
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError, DataError
-from pipeline.files import content_key
 from pipeline.inference.rows import InMemoryExtractor
 from pipeline.loading.images import pixel_batches
 from pipeline.readers.image import ImageReader, ImageSpec
+from pipeline.readers.sample_key import content_key
 from pipeline.store.features import Features
 
 READER = ImageReader(ImageSpec(resize=20, crop=(16, 16)))

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.files import content_key, sha256_file
+from pipeline.files import sha256_file
 from pipeline.manifest import ManifestPaths
+from pipeline.readers.sample_key import content_key
 from pipeline.settings.params import with_lines
 from stages import check_files_and_models, project
 

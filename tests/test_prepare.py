@@ -30,13 +30,13 @@ from support.unprivileged import closed
 import stages.prepare
 from pipeline import manifest
 from pipeline.errors import DataError
-from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.check_images import inspect
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
 from pipeline.prepare.roots import inspect_roots
 from pipeline.prepare.run import PrepareSummary, prepare
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import Reporter
 from stages import project
 

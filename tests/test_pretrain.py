@@ -17,12 +17,12 @@ from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import DataError
-from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
 from pipeline.pretrain.augment import distort
 from pipeline.pretrain.config import PretrainConfig
 from pipeline.pretrain.run import pretrain
 from pipeline.readers.image import ImageReader
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import Reporter
 from pipeline.sample.run import draw, fonts
 

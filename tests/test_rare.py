@@ -12,9 +12,9 @@ from pipeline.cli.info import describe
 from pipeline.errors import DataError
 from pipeline.evaluate import breakdown
 from pipeline.evaluate.methods import Methods
-from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
 from pipeline.predictions import Predictions, PredictionsFile
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import Reporter
 from pipeline.split.config import SplitConfig
 from pipeline.split.run import split

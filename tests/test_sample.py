@@ -9,7 +9,7 @@ from PIL import Image, ImageFont
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
-from pipeline.files import content_key
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import Reporter
 from pipeline.sample.config import LARGEST, SampleConfig
 from pipeline.sample.run import KINDS, SIDE, draw, fonts, sample

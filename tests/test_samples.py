@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.files import content_key
 from pipeline.loading.samples import read_samples
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
+from pipeline.readers.sample_key import content_key
 from pipeline.sources import SampleLocation
 from pipeline.store import key_arrays
 

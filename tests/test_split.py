@@ -18,8 +18,8 @@ from support.projects import SHIPPED
 
 import stages.split
 from pipeline.errors import DataError
-from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import Reporter
 from pipeline.split.assign import assign, assign_by_domain, few_shot_ranks, limit_training_rows, position
 from pipeline.split.config import FewShot, SplitConfig, SplitSizes

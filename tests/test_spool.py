@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support import shards
 
 from pipeline.errors import StoreError
-from pipeline.files import content_key
+from pipeline.readers.sample_key import content_key
 from pipeline.store import cache, key_arrays
 from pipeline.store.cache import CacheEntry
 from pipeline.store.dtypes import ON_DISK, Stored

@@ -27,8 +27,9 @@ from support.worker_tasks import read_by_data_loader
 
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import content_key, digest, scratch, sha256_file, temporary_path
+from pipeline.files import digest, scratch, sha256_file, temporary_path
 from pipeline.readers.image import ImageSpec
+from pipeline.readers.sample_key import content_key
 from pipeline.store import cache, index, key_arrays, location, maintenance, shard_reader
 from pipeline.store.cache import CacheEntry
 from pipeline.store.dtypes import ON_DISK, Stored, encode

@@ -17,7 +17,7 @@ from test_extract import Job, contents, forbid, write_backbone
 
 from pipeline.errors import StoreError
 from pipeline.extract.disk_forecast import Forecast
-from pipeline.files import content_key
+from pipeline.readers.sample_key import content_key
 from pipeline.store import cache, index, key_arrays, maintenance
 from pipeline.store.cache import CacheEntry
 from pipeline.store.shard_reader import ShardRecord

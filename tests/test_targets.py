@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import DataError
-from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
+from pipeline.readers.sample_key import content_key
 from pipeline.split.assign import assign
 from pipeline.split.config import SplitConfig
 from pipeline.split.run import split

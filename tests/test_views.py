@@ -23,7 +23,7 @@ from pipeline.extract.plan import Plan
 from pipeline.extract.request import read
 from pipeline.extract.run import extract
 from pipeline.extract.summary import Extracted
-from pipeline.files import content_key, digest
+from pipeline.files import digest
 from pipeline.finetune.inputs import open_features
 from pipeline.loading.image_cache import Pixels, load_pixels
 from pipeline.loading.samples import read_samples
@@ -32,6 +32,7 @@ from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.augment import View, Views, upgrade_view
 from pipeline.readers.image import ImageReader, ImageSpec
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import SILENT, Reporter
 from pipeline.settings.check import Section, check
 from pipeline.store import key_arrays

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import StoreError, bullets, counted
 from pipeline.extract.plan import Plan
-from pipeline.files import KEY_BYTES
+from pipeline.readers.sample_key import KEY_BYTES
 from pipeline.runtime import free_disk, nearest_existing
 from pipeline.store.row_buffer import row_bytes
 from pipeline.store.shard_format import Layout

@@ -20,13 +20,14 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.errors import DataError, bullets
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
-from pipeline.files import content_key, digest
+from pipeline.files import digest
 from pipeline.inference.backbone import Backbone
 from pipeline.inference.cached_embedding import EMBEDDINGS
 from pipeline.inference.reporting import REPORTER
 from pipeline.loading.images import pixel_batches
 from pipeline.loading.samples import WHERE, Samples
 from pipeline.readers.image import check
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import parallel_map
 from pipeline.store import key_arrays
 from pipeline.store.features import Features

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from pipeline import manifest, sources
 from pipeline.errors import DataError, counted
-from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import Reader, Sample
+from pipeline.readers.sample_key import KEY_BYTES, content_key
 from pipeline.runtime import parallel_map
 from pipeline.sources import UNKNOWN, SampleLocation
 from pipeline.sources.filesystem import is_url, join

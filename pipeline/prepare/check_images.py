@@ -18,10 +18,10 @@ from pathlib import PurePosixPath
 
 from pipeline import sources
 from pipeline.errors import DataError
-from pipeline.files import content_key
 from pipeline.prepare.known_files import Answer, KnownFiles
 from pipeline.readers import image, image_files
 from pipeline.readers.image_files import MAX_PIXELS
+from pipeline.readers.sample_key import content_key
 from pipeline.runtime import can_start_processes, cores
 from pipeline.sources import SampleLocation, filesystem
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.files import content_key
 from pipeline.manifest import label_column
 from pipeline.prepare.config import SPLIT_COLUMNS, FoundSample, PrepareConfig
 from pipeline.prepare.find import find, label_types
 from pipeline.prepare.labels import json_type
 from pipeline.prepare.roots import inspect_roots
+from pipeline.readers.sample_key import content_key
 
 MAX_SAMPLES = 100_000
 """The most samples that are listed; a larger data set has no outline."""

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.errors import EngineError
-from pipeline.files import KEY_BYTES
+from pipeline.readers.sample_key import KEY_BYTES
 from pipeline.readers.transforms import AugmentConfig, needs_uncropped
 from pipeline.settings.check import Settings
 

@@ -17,11 +17,11 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.errors import DataError
-from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import Sample, image_files
 from pipeline.readers.augment import View
 from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.readers.pixels import ACROSS, DAMAGE, centre_crop, resized_size, to_mode, turn_of, upright
+from pipeline.readers.sample_key import KEY_BYTES, content_key
 from pipeline.settings.check import Settings
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.files import KEY_BYTES
+from pipeline.readers.sample_key import KEY_BYTES
 
 DTYPE = np.dtype(f"S{KEY_BYTES}")
 BLOCK = 65_536

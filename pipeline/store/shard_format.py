@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pipeline.files import KEY_BYTES
+from pipeline.readers.sample_key import KEY_BYTES
 from pipeline.store.dtypes import ON_DISK, Stored
 
 FORMAT = 3

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.files import content_key
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import Summary, fit
 from pipeline.predictions import Predictions, PredictionsFile
+from pipeline.readers.sample_key import content_key
 from pipeline.store import index, key_arrays
 from pipeline.store.identity import address
 from pipeline.store.shard_format import Layout

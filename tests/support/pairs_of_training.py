@@ -24,11 +24,11 @@ from pipeline.distill.config import DistillConfig
 from pipeline.distill.run import distill
 from pipeline.distill.sources import Paths as DistillPaths
 from pipeline.errors import PipelineError
-from pipeline.files import content_key
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
 from pipeline.finetune.setup import Paths
 from pipeline.predictions import Predictions, PredictionsFile
+from pipeline.readers.sample_key import content_key
 from pipeline.task import Kind, Task
 from support.small_training import backbone
 from support.teachers import CLASSES, TAPS, VIEWS, World

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import content_key
+from pipeline.readers.sample_key import content_key
 from pipeline.store import cache, key_arrays, maintenance, shard_writer
 from pipeline.store.cache import CacheEntry
 from pipeline.store.row_buffer import open_row_buffer
