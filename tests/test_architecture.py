@@ -302,7 +302,7 @@ def test_torch_comes_along_only_where_networks_run() -> None:
         for one in imports_of(inner)
         if one.on_import and is_of(one, "torch")
     }
-    assert "pipeline/extract/run.py" in loading
+    assert "pipeline/extract/compute.py" in loading
     wrong = [
         path
         for path in sorted(loading)
