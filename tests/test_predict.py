@@ -572,7 +572,7 @@ def test_inputs_that_were_opened_before_an_interruption_are_not_opened_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.predict.row_source.extract", interrupt)
+        patched.setattr("pipeline.predict.row_source.extract_parts", interrupt)
         assert predict("marks", "photos", "--out", "p.csv").code == 130
     [work] = (tmp_path / "feature-cache" / "predict").iterdir()
     assert [path.name for path in work.iterdir()] == ["known.sqlite"]

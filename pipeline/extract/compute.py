@@ -1,5 +1,7 @@
 """Compute the rows that the feature cache lacks: in this process, or in several through Dask."""
 
+from collections.abc import Callable, Iterator
+
 from pipeline.errors import DataError, counted
 from pipeline.extract import dask_run
 from pipeline.extract.request import Request, remove_stale
@@ -19,7 +21,22 @@ def compute_missing(request: Request, worker: Worker, timings: Timings, reporter
 
     Time is added to `timings`. The reporter gets progress in samples, and a log line per stored shard.
     """
-    config, samples = request.config, request.samples
+
+    def inputs() -> Iterator[UnitInput]:
+        return (UnitInput(request.samples.take(unit.rows), unit.taps) for unit in request.plan.units)
+
+    return compute_units(inputs, request, worker, timings, reporter)
+
+
+def compute_units(
+    inputs: Callable[[], Iterator[UnitInput]], request: Request, worker: Worker, timings: Timings, reporter: Reporter
+) -> list[Reject]:
+    """Compute units into the cache, as `compute_missing`; only a few units are in memory at a time.
+
+    inputs: returns a new iterator of the units. request: a request with the settings of all units, whose missing rows
+    serve to estimate the time.
+    """
+    config = request.config
     total, finished = worker.assignment.samples, 0
     if not total:
         return []
@@ -29,16 +46,15 @@ def compute_missing(request: Request, worker: Worker, timings: Timings, reporter
         finished += count
         reporter.progress(finished, total)
 
-    inputs = (UnitInput(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
     if config.run.several(gpus()):
         results = dask_run.make_units(
-            worker.assignment, inputs, gpus=gpus(), done=advance, spent=timings, reporter=reporter
+            worker.assignment, inputs(), gpus=gpus(), done=advance, spent=timings, reporter=reporter
         )
     else:
-        worker.prepare(samples.take(unit.rows) for unit in request.plan.units)
+        worker.prepare(unit.samples for unit in inputs())
         if total >= LONG:
             reporter.message(_estimate_time(request, worker))
-        results = worker.make(inputs, done=advance, spent=timings)
+        results = worker.make(inputs(), done=advance, spent=timings)
     rejects = []
     for result in results:
         rejects += result.rejects
@@ -52,6 +68,6 @@ def compute_missing(request: Request, worker: Worker, timings: Timings, reporter
 
 def _estimate_time(request: Request, worker: Worker) -> str:
     try:
-        return str(worker.forecast(request, batches=PILOT_BATCHES))
+        return str(worker.forecast(request, batches=PILOT_BATCHES).of_samples(worker.assignment.samples))
     except DataError as error:  # the run will count what cannot be read
         return str(error)

@@ -6,7 +6,7 @@ computed, the rows of all of its taps are also in spool files in the cache; spoo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,16 @@ class Size:
     def needed(self) -> int:
         """Bytes that must be free in the cache."""
         return self.bytes + self.spool
+
+    def __add__(self, other: "Size") -> "Size":
+        """Return the size of the rows of two plans, of which the second is computed after the first."""
+        return replace(
+            self,
+            rows=self.rows + other.rows,
+            shards=self.shards + other.shards,
+            bytes=self.bytes + other.bytes,
+            spool=max(self.spool, other.spool),
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from pipeline.store.maintenance import remove_stale_files
 from pipeline.store.shard_format import ShardRecord
 from pipeline.store.use import hold
 
+MAX_UNIT_ROWS = 65_536
+
 
 @dataclass(frozen=True)
 class Request:
@@ -83,12 +85,26 @@ def read(config: ExtractConfig, *, backbone: Path, manifests: Path, cache_root: 
 
 
 def of_samples(
-    config: ExtractConfig, *, backbone: Path, spec: BackboneSpec, samples: Samples, cache_root: Path
+    config: ExtractConfig,
+    *,
+    backbone: Path,
+    spec: BackboneSpec,
+    samples: Samples,
+    cache_root: Path,
+    unit_rows: int | None = None,
 ) -> Request:
-    """Return the request for samples that are read already."""
+    """Return the request for samples that are read already. unit_rows: the most rows of a unit, if not `shard_mb`."""
     views = [config.views.view(number) for number in range(config.views.count)] if config.views is not None else []
     clean, *others = (
-        _of_view(config, view, backbone=backbone, spec=spec.viewed(view), samples=samples, cache_root=cache_root)
+        _of_view(
+            config,
+            view,
+            backbone=backbone,
+            spec=spec.viewed(view),
+            samples=samples,
+            cache_root=cache_root,
+            unit_rows=unit_rows,
+        )
         for view in (None, *views)
     )
     return replace(clean, views=tuple(others))
@@ -102,6 +118,7 @@ def _of_view(
     spec: BackboneSpec,
     samples: Samples,
     cache_root: Path,
+    unit_rows: int | None,
 ) -> Request:
     config, shapes = checked(config, spec, where=str(backbone))
     columns = {
@@ -113,7 +130,7 @@ def _of_view(
         shards[tap], _, held = cache.shards_for_keys(column, samples.keys)
         stored[tap] = int(held.sum())
         known[tap] = held | _rejected(column, samples.keys)
-    todo = plan(known, unit_rows=_unit_rows(config, shapes), containers=samples.containers)
+    todo = plan(known, unit_rows=_unit_rows(config, shapes, unit_rows), containers=samples.containers)
     return Request(config, backbone, spec, shapes, samples, columns, shards, stored, todo, view)
 
 
@@ -141,12 +158,12 @@ def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) 
     return shapes
 
 
-def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]], most: int | None) -> int:
     """Return the rows per unit, a multiple of the batch size; a shard of the widest tap has about `shard_mb`."""
     widest = max(int(np.prod(shapes[tap])) * np.dtype(ON_DISK[config.taps[tap].dtype]).itemsize for tap in shapes)
     rows = config.shard_mb * 2**20 // widest
     # Shards must not depend on a batch size that is found by trying on this machine.
-    return max(1, min(rows, 65_536) // config.batch) * config.batch
+    return max(1, min(rows, most or MAX_UNIT_ROWS, MAX_UNIT_ROWS) // config.batch) * config.batch
 
 
 def _rejected(column: cache.CacheEntry, keys: np.ndarray) -> np.ndarray:

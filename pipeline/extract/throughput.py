@@ -66,6 +66,12 @@ class Rates:
             f"{duration(self.seconds)} (95 %: {duration(self.low)} to {duration(self.high)}){sizes}"
         )
 
+    def of_samples(self, samples: int) -> "Rates":
+        """Return the estimate for another number of samples at the same rates."""
+        factor = samples / self.samples
+        seconds, low, high = (factor * value for value in (self.seconds, self.low, self.high))
+        return replace(self, samples=samples, seconds=seconds, low=low, high=high)
+
     def to_json(self) -> dict[str, Any]:
         """Return the rates as plain values."""
         return asdict(self)

@@ -1,13 +1,14 @@
 """The samples of an extraction: keys and locations. The bytes of each sample are checked against its key."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import manifest, sources
 from pipeline.errors import DataError, counted
@@ -118,10 +119,26 @@ def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
     return Samples(keys, pa.record_batch(where, names=WHERE.names))
 
 
+def read_parts(manifests: Path, dataset: str, rows: int) -> Iterator[Samples]:
+    """Yield the samples of a data set in parts of `rows` rows of its manifest, in that order; parts are sorted by key.
+
+    A content that occurs several times may be in several parts.
+    """
+    with pq.ParquetFile(manifest.ManifestPaths(manifests, dataset).files) as file:
+        for batch in file.iter_batches(batch_size=rows, columns=manifest.FILES_SCHEMA.names):
+            keys, first = key_arrays.distinct(key_arrays.from_arrow(batch["key"]))
+            where = [_reorder([batch[field.name]], field, pa.array(first)) for field in WHERE]
+            yield Samples(keys, pa.record_batch(where, names=WHERE.names))
+
+
 def _column(manifests: Path, datasets: tuple[str, ...], field: pa.Field, rows: pa.Array) -> pa.Array:
     """Return a column of the manifests, reordered by `rows`."""
+    batches = manifest.read_files(manifests, datasets, [field.name])
+    return _reorder((batch[field.name] for batch in batches), field, rows)
+
+
+def _reorder(columns: Iterable[pa.Array], field: pa.Field, rows: pa.Array) -> pa.Array:
     is_category = pa.types.is_dictionary(field.type)
-    columns = (batch[field.name] for batch in manifest.read_files(manifests, datasets, [field.name]))
     values = pa.chunked_array(
         [column.dictionary_encode() if is_category else column.cast(field.type) for column in columns], field.type
     )

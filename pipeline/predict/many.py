@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
+from pipeline.extract.in_parts import PART_ROWS, CachedRows
 from pipeline.files import digest
 from pipeline.predict.inputs import Input
 from pipeline.predict.inventory import DATASET, KNOWN, Inventory, list_inputs
@@ -56,12 +58,11 @@ def predict_many(
         try:
             with reporter.stage("list") as stage:
                 inventory = list_inputs(inputs, work, max_pixels=max_pixels, progress=stage.progress)
-            taps = [
-                _features(network, inventory, work / f"features{number}", cache_root, settings, reporter)
-                for number, network in enumerate(networks)
+            cached = [
+                _extract(network, inventory, work / "check", cache_root, settings, reporter) for network in networks
             ]
             with reporter.stage("predict") as stage:
-                yield _blocks(columns, inventory, networks, taps, stage.progress), inventory.others
+                yield _blocks(columns, inventory, networks, cached, work / "features", stage.progress), inventory.others
         except BaseException:  # an interrupt too: the same command goes on from here
             _clear(work)
             raise
@@ -79,20 +80,21 @@ def _clear(work: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _features(
+def _extract(
     network: RowSource,
     inventory: Inventory,
     out: Path,
     cache_root: Path,
     settings: Mapping[str, Any],
     reporter: Reporter,
-) -> list[Features]:
-    """Return the features of all usable inputs, one per tap; an empty list if no input is usable."""
+) -> CachedRows | None:
+    """Compute the missing rows of all usable inputs; return the rows, None if no input is usable."""
     if not inventory.usable:
-        return []
+        return None
     with reporter.stage("extract") as stage:
         return network.extract(
             DATASET,
+            inventory.usable,
             manifests=inventory.manifests,
             out=out,
             cache_root=cache_root,
@@ -105,33 +107,50 @@ def _blocks(
     columns: Columns,
     inventory: Inventory,
     networks: Sequence[RowSource],
-    taps: Sequence[Sequence[Features]],
+    cached: Sequence[CachedRows | None],
+    folder: Path,
     progress: Progress,
 ) -> Iterator[Block]:
-    """Yield the predictions of the inputs in blocks whose feature rows fit into `BLOCK_BYTES`."""
+    """Yield the predictions of the inputs in blocks. folder: for the links to the rows of `PART_ROWS` inputs."""
+    done = 0
+    with pq.ParquetFile(inventory.path) as file:
+        for part in file.iter_batches(batch_size=PART_ROWS):
+            keys, _ = key_arrays.distinct(key_arrays.from_arrow(part["key"].drop_null()))
+            taps = [
+                own.open(keys, folder / str(number)) if own is not None and len(keys) else []
+                for number, own in enumerate(cached)
+            ]
+            for block in _blocks_of_part(columns, part, networks, taps):
+                yield block
+                done += len(block.paths)
+                progress(done, inventory.rows)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _blocks_of_part(
+    columns: Columns, part: pa.RecordBatch, networks: Sequence[RowSource], taps: Sequence[Sequence[Features]]
+) -> Iterator[Block]:
+    """Yield the predictions of some inputs in blocks whose feature rows fit into `BLOCK_BYTES`."""
     all_taps = [tap for own in taps for tap in own]
     reasons = {item.key: item.reason for tap in all_taps for item in tap.index.rejected}
     width = sum(int(np.prod(tap.shape)) for tap in all_taps)
     size = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, width))))
-    done = 0
-    with pq.ParquetFile(inventory.path) as file:
-        for batch in file.iter_batches(batch_size=size):
-            keys, errors = batch["key"].to_pylist(), batch["reason"].to_pylist()
-            usable = np.array([key is not None for key in keys], dtype=bool)
-            known = key_arrays.from_hex([key for key in keys if key is not None])
-            stored = np.logical_and.reduce([tap.has(known) for tap in all_taps]) if all_taps else np.empty(0, bool)
-            for position, key in zip(np.flatnonzero(usable)[~stored], key_arrays.to_hex(known[~stored]), strict=True):
-                errors[position] = reasons.get(key, "it has no features")
-            rows = [
-                {tap: features.load(known[stored]) for tap, features in zip(network.taps, own, strict=True)}
-                if own
-                else {tap: np.empty((0, 1)) for tap in network.taps}
-                for network, own in zip(networks, taps, strict=True)
-            ]
-            answers, near = columns.model.answer_rows(rows[0]), columns.nearest(rows[-1])
-            yield Block(batch["path"].to_pylist(), errors, answers, near)
-            done += len(batch)
-            progress(done, inventory.rows)
+    for start in range(0, len(part), size):
+        batch = part.slice(start, size)
+        keys, errors = batch["key"].to_pylist(), batch["reason"].to_pylist()
+        usable = np.array([key is not None for key in keys], dtype=bool)
+        known = key_arrays.from_hex([key for key in keys if key is not None])
+        stored = np.logical_and.reduce([tap.has(known) for tap in all_taps]) if all_taps else np.empty(0, bool)
+        for position, key in zip(np.flatnonzero(usable)[~stored], key_arrays.to_hex(known[~stored]), strict=True):
+            errors[position] = reasons.get(key, "it has no features")
+        rows = [
+            {tap: features.load(known[stored]) for tap, features in zip(network.taps, own, strict=True)}
+            if own
+            else {tap: np.empty((0, 1)) for tap in network.taps}
+            for network, own in zip(networks, taps, strict=True)
+        ]
+        answers, near = columns.model.answer_rows(rows[0]), columns.nearest(rows[-1])
+        yield Block(batch["path"].to_pylist(), errors, answers, near)
 
 
 def _remove_old(root: Path, cache_root: Path) -> None:

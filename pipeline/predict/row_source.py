@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.engines import BATCH
 from pipeline.errors import DataError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.run import extract
+from pipeline.extract.in_parts import PART_ROWS, CachedRows, extract_parts
 from pipeline.inference.rows import InMemoryExtractor
 from pipeline.loading.images import pixel_batches
+from pipeline.loading.samples import read_parts
 from pipeline.runtime import Reporter
-from pipeline.store.features import Features
 
 
 @dataclass(frozen=True)
@@ -52,28 +53,30 @@ class RowSource:
     def extract(
         self,
         dataset: str,
+        samples: int,
         *,
         manifests: Path,
         out: Path,
         cache_root: Path,
         settings: Mapping[str, Any],
         reporter: Reporter,
-    ) -> list[Features]:
-        """Return the features of a data set, computing only those that the feature cache lacks.
+    ) -> CachedRows:
+        """Return the cached rows of a data set, computing only those that the feature cache lacks.
 
-        settings: settings of the extraction, such as `engine`. Raises the errors of `extract`.
+        samples: the number of samples of the data set. settings: settings of the extraction, such as `engine`.
+        Raises the errors of an extraction.
         """
         taps = {tap: spec.model_dump() for tap, spec in self.taps.items()}
         required = {"datasets": (dataset,), "taps": taps, "precision": self.precision, "max_rejected": 1.0}
-        extract(
+        return extract_parts(
             ExtractConfig.model_validate(required | dict(settings)),
+            partial(read_parts, manifests, dataset, PART_ROWS),
+            samples=samples,
             backbone=self.folder,
-            manifests=manifests,
             out=out,
             cache_root=cache_root,
             reporter=reporter,
         )
-        return [Features.open(out / tap) for tap in self.taps]
 
 
 def usable_numbers(unusable: Mapping[int, DataError]) -> Iterator[int]:
