@@ -28,14 +28,16 @@ from support.trained_models import Models
 
 from pipeline.cli import main
 from pipeline.cli import predict as predictions_cli
-from pipeline.errors import DataError
+from pipeline.errors import DataError, Interrupted
 from pipeline.export.run import export
 from pipeline.files import read_json, write_json
 from pipeline.inference.trained_model import load
 from pipeline.predict import run as predictions
 from pipeline.predict.exported import load_exported
 from pipeline.predict.inputs import Inputs
+from pipeline.predict.output_table import Columns
 from pipeline.readers import image_files
+from pipeline.runtime import SILENT, Reporter
 from pipeline.sources import filesystem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -586,6 +588,51 @@ def test_inputs_that_were_opened_before_an_interruption_are_not_opened_again(
     assert errors.keys() == {path}
     assert "changed since its data set was prepared" in errors[path]
     assert not list((tmp_path / "feature-cache" / "predict").iterdir())
+
+
+def test_many_inputs_are_computed_part_by_part_and_an_interruption_loses_the_part_in_work(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = Columns(load(models.run("marks")), proba=True)
+    paths = [str(path) for path in photos(models, 23)]
+    inputs = [*paths, str(tmp_path / "bad.png"), paths[0], paths[22]]
+    (tmp_path / "bad.png").write_text("no image")
+
+    def start(name: str, reporter: Reporter = SILENT, few: int = 0) -> list[dict[str, Any]]:
+        tables: list[pa.Table] = []
+        predictions.predict(
+            columns,
+            Inputs(inputs),
+            tables.append,
+            cache_root=tmp_path / "cache",
+            name=name,
+            few=few,
+            settings={"engine": "torch", "batch_size": 4},
+            reporter=reporter,
+        )
+        return [row for table in tables for row in table.to_pylist()]
+
+    shards: list[str] = []
+
+    def interrupt(line: str) -> None:
+        shards.append(line)
+        if len(shards) == 2:
+            raise KeyboardInterrupt
+
+    for module in ("pipeline.predict.row_source", "pipeline.predict.many"):
+        monkeypatch.setattr(f"{module}.PART_ROWS", 10)
+    monkeypatch.setattr("pipeline.extract.in_parts.UNIT_ROWS", 4)
+    with pytest.raises(Interrupted, match="9 of 24 rows are in the feature cache; the same command goes on"):
+        start("killed", Reporter(log=interrupt))
+    rows = start("killed", Reporter(log=shards.append))
+    # Units of 4, 4 and 2 rows of two parts, and of 3 rows of the third, whose other row the first part has.
+    assert len(shards) == 7
+    few = start("few", few=100)
+    assert [row["path"] for row in rows] == [row["path"] for row in few] == inputs
+    assert [row["prediction"] for row in rows] == [row["prediction"] for row in few]
+    assert [number for number, row in enumerate(rows) if row["error"]] == [23]
+    assert rows[24:] == [rows[0], rows[22]]
+    assert not list((tmp_path / "cache" / "predict").iterdir())
 
 
 def test_standard_input_is_asked_for_where_it_is_needed() -> None:
