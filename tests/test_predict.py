@@ -621,7 +621,7 @@ def test_many_inputs_are_computed_part_by_part_and_an_interruption_loses_the_par
 
     for module in ("pipeline.predict.row_source", "pipeline.predict.many"):
         monkeypatch.setattr(f"{module}.PART_ROWS", 10)
-    monkeypatch.setattr("pipeline.extract.in_parts.UNIT_ROWS", 4)
+    monkeypatch.setattr("pipeline.predict.cached_rows.UNIT_ROWS", 4)
     with pytest.raises(Interrupted, match="9 of 24 rows are in the feature cache; the same command goes on"):
         start("killed", Reporter(log=interrupt))
     rows = start("killed", Reporter(log=shards.append))

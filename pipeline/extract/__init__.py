@@ -1,7 +1,6 @@
 """Extraction: run a frozen backbone once over the data, and store several taps as shards in the feature cache.
 
 run            the steps in their order: request, disk_check, compute, commit, logit_check
-in_parts       the same for any number of samples, part by part, in flat memory
 request        the settings, samples and cache entries of an extraction, and the plan of missing rows
 plan           which rows of which taps are missing, cut into units (pure)
 disk_check     refuse features that do not fit on the disk, and suggest dtypes and poolings that would

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
-from pipeline.extract.in_parts import PART_ROWS, CachedRows
 from pipeline.files import digest
+from pipeline.predict.cached_rows import PART_ROWS, CachedRows
 from pipeline.predict.inputs import Input
 from pipeline.predict.inventory import DATASET, KNOWN, Inventory, list_inputs
 from pipeline.predict.output_table import Block, Columns

@@ -14,10 +14,10 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.engines import BATCH
 from pipeline.errors import DataError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.in_parts import PART_ROWS, CachedRows, extract_parts
 from pipeline.inference.rows import InMemoryExtractor
 from pipeline.loading.images import pixel_batches
 from pipeline.loading.samples import read_parts
+from pipeline.predict.cached_rows import PART_ROWS, CachedRows, extract_parts
 from pipeline.runtime import Reporter
 
 
