@@ -4,15 +4,17 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.networks import backbone
 from torch import Tensor, nn
 
+from pipeline import engines
 from pipeline.backbones.serialization import Backbone, weights_digest
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines import profiling
+from pipeline.engines import Engine, profiling
 from pipeline.engines.profiling import IMAGES, Footprint, Network, measure_footprints
 from pipeline.runtime import cores
 
@@ -90,7 +92,7 @@ def test_up_to_a_tap_only_what_runs_counts() -> None:
 
 
 def test_networks_that_are_compared_are_run_by_the_same_engines(tmp_path: Path) -> None:
-    small, large = backbone(Net(), side=8), backbone("resnet")
+    small, large = backbone(Net(), side=8), backbone("mobilenet")
     networks = {"small": Network(small), "large": Network(large)}
     found = measure_footprints(networks, images=10**9, cache=tmp_path)
     expected = {"torch", "onnxruntime", *(["openvino"] if find_spec("openvino") else [])}
@@ -107,9 +109,17 @@ class Odd(Net):
         return super().forward(images) * len(images) / len(images)
 
 
-def test_a_network_that_cannot_be_exported_is_left_to_torch() -> None:
+def test_a_network_that_cannot_be_exported_is_left_to_torch_and_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, int]] = []
+
+    def create(name: str, *args: Any, batch_size: int, **more: Any) -> Engine:
+        tried.append((name, batch_size))
+        return engines.create(name, *args, batch_size=batch_size, **more)
+
+    monkeypatch.setattr(profiling, "create", create)
     found = footprint(backbone(Odd(), side=8), images=10**9)
     assert {one.engine for one in found.latency_ms.values()} == {"torch"}
+    assert tried == [("onnxruntime", 1), ("openvino", 1)]
 
 
 def test_measuring_leaves_the_network_and_the_process_as_they_were() -> None:

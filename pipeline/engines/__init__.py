@@ -12,6 +12,7 @@ profiling           parameters, multiply-adds and latency of a network
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -23,6 +24,10 @@ from pipeline.errors import EngineError, requires, unknown
 
 if TYPE_CHECKING:
     from pipeline.backbones.serialization import Backbone
+
+# OpenVINO would report its import and each conversion to its makers, from a fork of this process. It does not where its
+# package for that is missing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Name = Literal["torch", "torch_compiled", "onnxruntime", "onnxruntime_cuda", "openvino"]

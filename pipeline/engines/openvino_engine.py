@@ -127,8 +127,7 @@ def _optimal_requests(compiled: Any) -> int:
 SUBPROCESS = """
 import sys
 import numpy as np
-import openvino
-from pipeline.engines.openvino_engine import compile_model
+from pipeline.engines.openvino_engine import compile_model, openvino
 shape = tuple(map(int, sys.argv[3:]))
 compile_model(openvino.Core().read_model(sys.argv[1]), shape, sys.argv[2])({0: np.zeros(shape, np.uint8)})
 """

@@ -6,7 +6,6 @@ large network. Exporting takes seconds: if torch needs less than that for `IMAGE
 torch is timed.
 """
 
-import contextlib
 import copy
 import logging
 from collections.abc import Callable, Mapping
@@ -146,13 +145,17 @@ def _latency(networks: Mapping[str, _CpuNetwork], *, images: int, cache: Path | 
     job_seconds = slowest * images / max(BATCHES)
     engines = [name for name in ("onnxruntime", "openvino") if job_seconds >= MIN_JOB_SECONDS[name]]
     result: dict[str, dict[int, Latency]] = {name: {} for name in networks}
+    failed: set[tuple[str, str]] = set()  # an export that fails takes seconds: it is not tried for the next batch size
     for count in BATCHES:
         for name, network in networks.items():
             runs = {"torch": network.run}
             for engine in engines:
-                # The engine may not be installed, or may not support this network.
-                with contextlib.suppress(EngineError):
+                if (name, engine) in failed:
+                    continue
+                try:
                     runs[engine] = _engine_run(engine, network, batch_size=count, cache=cache)
+                except EngineError:  # the engine is not installed, or does not support this network
+                    failed.add((name, engine))
             batch = pixels[name][:count]
             correct = {engine: run for engine, run in runs.items() if _agrees(expected[name], run(batch), count)}
             result[name][count] = _summarise({engine: _time_run(run, batch) for engine, run in correct.items()})
