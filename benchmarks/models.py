@@ -34,7 +34,6 @@ from pipeline.engines.memory_format import keep_contiguous
 from pipeline.engines.torch_engine import TorchEngine
 
 CLASSES, IMAGES = 3, 2
-LARGEST = 250_000_000  # parameters: 1 GB of float32
 SIDES = (112, 96)  # of small images: 112 is what patches of 14 and 16 and windows of 7 divide
 TRIED = 4  # models of a family of timm, of which the smallest is taken
 
@@ -147,6 +146,7 @@ def main() -> None:
     parser.add_argument("--source", choices=("torchvision", "timm"), help="only models of this package")
     parser.add_argument("--match", default="", help="a regular expression; with `--source timm`, any model of timm")
     parser.add_argument("--seconds", type=float, default=40, help="the longest that a model may take")
+    parser.add_argument("--gigabytes", type=float, default=1, help="the most weights of a model, as float32")
     parser.add_argument("--minutes", type=float, default=120, help="the longest that all may take; the rest is not run")
     given = parser.parse_args()
     torch.set_num_threads(1)  # threads of a parent do not exist in its forks
@@ -158,7 +158,7 @@ def main() -> None:
             outcomes["not run"].append(name)
             continue
         start = time.perf_counter()
-        cells = _in_process(source, name, seconds=given.seconds)
+        cells = _in_process(source, name, seconds=given.seconds, gigabytes=given.gigabytes)
         row = (f"{source} {name}", *cells, f"{time.perf_counter() - start:.1f}")
         print(f"| {' | '.join(row)} |", flush=True)
         outcome = cells[-1]
@@ -181,11 +181,11 @@ def _chosen(source: str | None, match: str) -> Iterator[tuple[str, str]]:
         yield from (("timm", name) for name in names if re.search(match, name))
 
 
-def _in_process(source: str, name: str, *, seconds: float) -> tuple[str, str, str, str]:
+def _in_process(source: str, name: str, *, seconds: float, gigabytes: float) -> tuple[str, str, str, str]:
     """Return the cells of a model: the side of its images, `penultimate`, the classifier, the outcome."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(source, name, sender))
+    process = context.Process(target=_report, args=(source, name, gigabytes, sender))
     process.start()
     sender.close()
     try:
@@ -201,15 +201,15 @@ def _in_process(source: str, name: str, *, seconds: float) -> tuple[str, str, st
         process.join()
 
 
-def _report(source: str, name: str, sender: Connection) -> None:
+def _report(source: str, name: str, gigabytes: float, sender: Connection) -> None:
     warnings.simplefilter("ignore")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), tempfile.TemporaryDirectory() as folder:
         side = ""
         try:
             architecture, inputs, parameters = {"torchvision": torchvision_model, "timm": timm_model}[source](name)
             side = str(inputs.size[0])
-            if parameters > LARGEST:
-                sender.send((side, "", "", f"skipped: {parameters * 4 / 1e9:.1f} GB of weights"))
+            if (weights := parameters * 4 / 1e9) > gigabytes:
+                sender.send((side, "", "", f"skipped: {weights:.1f} GB of weights"))
                 return
             architecture, inputs = small(architecture, inputs)
             side = str(inputs.size[0])

@@ -101,7 +101,7 @@ def test_invalid_yaml_is_named_with_the_line(tmp_path: Path, text: str) -> None:
 
 def test_a_file_that_is_not_utf8_is_not_valid_yaml(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes("report: {title: café}".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"params.yaml: not valid YAML. 'utf-8' codec can't decode"):
+    with pytest.raises(ConfigError, match=r"not valid YAML. 'utf-8' codec can't decode .* Save the file as UTF-8\."):
         read_params(tmp_path / "params.yaml")
 
 
@@ -435,6 +435,8 @@ def test_all_problems_of_a_file_come_at_once_in_the_order_of_the_stages(problems
             "extract.glyphs.taps.block2.poool": 1,
             "extract.glyphs.taps.pixels.dtype": "float8",
             "split.digits.sizes": {"train": 0.5, "validation": 0.1, "test": 0.1},
+            "finetune.digits_tuned.input": "pixel",
+            "finetune.digits_tuned.start": "digits_logstic",
             "report": [],
         },
     )
@@ -446,7 +448,9 @@ def test_all_problems_of_a_file_come_at_once_in_the_order_of_the_stages(problems
         "extract.glyphs.taps.pixels.dtype",
         "extract.glyphs.taps.block2",
         "split.digits.sizes",
+        "finetune.digits_tuned.input",
         "report",
+        "finetune.digits_tuned.start",
     ]
 
 

@@ -42,10 +42,11 @@ VALUES: dict[str, Any] = {
 
 # Texts that are refused, and what the message has besides the line.
 REFUSED = {
-    "a: 1\nb: 2\na: 3": 'found duplicate key "a" with value "3" (original value: "1")\n  in params.yaml, line 3',
+    "a: 1\nb: 2\na: 3": 'found duplicate key "a" with value "3" (original value: "1")\n  in params.yaml, line 3, '
+    "column 1. Rename one of the two, or leave it out.",
     "x: {1: a, 1.0: b}": 'found duplicate key "1.0"',
     "a: 1\n---\nb: 2": "but found another document\n  in params.yaml, line 2",
-    "a:\n\t- 1": "found character that cannot start any token",
+    "a:\n\t- 1": "found character that cannot start any token\n  in params.yaml, line 2, column 1. Indent with spaces, not",
     "a: {f: package.module:Net}": "found unexpected ':'\n  in params.yaml, line 1, column 22 In {…} and […]",
     "a: !!python/object/apply:os.mkdir [x]": "could not determine a constructor for the tag",
     "a: !thing 3": "could not determine a constructor for the tag '!thing'",

@@ -16,7 +16,14 @@ from typing import Any
 from pipeline.errors import ConfigError, requires
 from pipeline.settings.messages import in_yaml, key_in_yaml
 
-COLON = " In {…} and […] put a value with `:` in quotes."
+HINTS = {
+    "found unexpected ':'": " In {…} and […] put a value with `:` in quotes.",
+    "found character that cannot start any token": ". Indent with spaces, not with tabs, and put text that begins with "
+    "`@` or a backtick in quotes.",
+    "found duplicate key": ". Rename one of the two, or leave it out.",
+    "codec can't decode": ". Save the file as UTF-8.",
+}
+"""What to do, for a part of the YAML reader's message."""
 
 
 def read_params(path: Path) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def _explain(error: Exception, path: Path) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     advice = next((n for n, line in enumerate(lines) if line.startswith(("To suppress", "Duplicate keys"))), len(lines))
     text = "\n".join(lines[:advice]).replace('"<unicode string>"', path.name)
-    return text + (COLON if "found unexpected ':'" in text else "")
+    return text + next((hint for part, hint in HINTS.items() if part in text), "")
 
 
 def unusual_values(raw: Mapping[Any, Any]) -> list[str]:

@@ -122,6 +122,9 @@ def _fix(raw: Any, error: Error, model: Any, repaired: Repaired) -> bool:
         parent[key] = [parent[key]]
         return True
     repaired.changed.add(path)
+    if error["type"] == "literal_error" and (similar := _similar_of(parent[key], error["ctx"]["expected"])):
+        parent[key] = similar
+        return True
     if error["type"] == "missing" or path in repaired.placeholders:
         number = repaired.placeholders[path] = repaired.placeholders.get(path, -1) + 1
         if number < len(_PLACEHOLDERS):
@@ -135,17 +138,21 @@ def _guess_tag(raw: Any, path: Path, error: Error, repaired: Repaired) -> bool:
     """Replace a misspelled discriminator of a union by the value that it resembles, or remove the settings."""
     context, here = error["ctx"], _at(raw, path)
     name = context["discriminator"].strip("'")
-    similar = difflib.get_close_matches(
-        str(context.get("tag", "")), re.findall(QUOTED, context.get("expected_tags", "")), n=1, cutoff=0.6
-    )
-    if similar and isinstance(here, dict) and name in here:
-        here[name] = similar[0]
+    similar = _similar_of(context.get("tag", ""), context.get("expected_tags", ""))
+    if similar is not None and isinstance(here, dict) and name in here:
+        here[name] = similar
         repaired.guessed.add(path)
         return True
     if path:
         _at(raw, path[:-1])[path[-1]] = _REMOVED
         repaired.changed.add(path)
     return bool(path)
+
+
+def _similar_of(value: Any, expected: str) -> str | None:
+    """Return the name in quotes in pydantic's list of expected names that a value resembles, or None."""
+    similar = difflib.get_close_matches(str(value), re.findall(QUOTED, expected), n=1, cutoff=0.6)
+    return similar[0] if similar else None
 
 
 def _path_of(raw: Any, error: Error) -> Path:
