@@ -46,7 +46,7 @@ REFUSED = {
     "column 1. Rename one of the two, or leave it out.",
     "x: {1: a, 1.0: b}": 'found duplicate key "1.0"',
     "a: 1\n---\nb: 2": "but found another document\n  in params.yaml, line 2",
-    "a:\n\t- 1": "found character that cannot start any token\n  in params.yaml, line 2, column 1. Indent with spaces, not",
+    "a:\n\t- 1": "found character that cannot start any token\n  in params.yaml, line 2, column 1. Indent with spaces",
     "a: {f: package.module:Net}": "found unexpected ':'\n  in params.yaml, line 1, column 22 In {…} and […]",
     "a: !!python/object/apply:os.mkdir [x]": "could not determine a constructor for the tag",
     "a: !thing 3": "could not determine a constructor for the tag '!thing'",
