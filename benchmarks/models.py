@@ -183,9 +183,15 @@ def _chosen(source: str | None, match: str) -> Iterator[tuple[str, str]]:
 
 def _in_process(source: str, name: str, *, seconds: float, gigabytes: float) -> tuple[str, str, str, str]:
     """Return the cells of a model: the side of its images, `penultimate`, the classifier, the outcome."""
+    with tempfile.TemporaryDirectory() as folder:  # here, since the process may be killed before it removes its files
+        return _run_process((source, name, gigabytes, Path(folder)), seconds=seconds)
+
+
+def _run_process(arguments: tuple[Any, ...], *, seconds: float) -> tuple[str, str, str, str]:
+    """Call `_report` in a process, and return the cells of its model; the process ends after the time."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(source, name, gigabytes, sender))
+    process = context.Process(target=_report, args=(*arguments, sender))
     process.start()
     sender.close()
     try:
@@ -201,9 +207,9 @@ def _in_process(source: str, name: str, *, seconds: float, gigabytes: float) -> 
         process.join()
 
 
-def _report(source: str, name: str, gigabytes: float, sender: Connection) -> None:
+def _report(source: str, name: str, gigabytes: float, folder: Path, sender: Connection) -> None:
     warnings.simplefilter("ignore")
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), tempfile.TemporaryDirectory() as folder:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         side = ""
         try:
             architecture, inputs, parameters = {"torchvision": torchvision_model, "timm": timm_model}[source](name)
@@ -213,7 +219,7 @@ def _report(source: str, name: str, gigabytes: float, sender: Connection) -> Non
                 return
             architecture, inputs = small(architecture, inputs)
             side = str(inputs.size[0])
-            result = check_model(architecture, inputs, Path(folder))
+            result = check_model(architecture, inputs, folder)
             sender.send((side, str(result.shape), result.classifier, "ok"))
         except Exception as error:  # noqa: BLE001 - any model may raise anything; the table says what
             line = (str(error).splitlines() or [""])[0]

@@ -117,6 +117,11 @@ def test_dvc_is_run_and_its_status_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert shown[:2] == ["1 stage is as before\n", "Running stage 2, second"]
     assert shown[-1].startswith("1 of 2 stages ran, in ")
 
+    Path("dvc.yaml").write_text("stages:\n  second: {cmd: 'true', deps: [lost]}\n")
+    assert reproduce([], stages=["second"], say=shown.append)[0] != 0
+    assert shown[-2].startswith("0 of 0 stages ran, in ")
+    assert shown[-1] == reproducing.OUTSIDE_OF_STAGES
+
 
 FAILING = """
 from pipeline.errors import DataError

@@ -39,6 +39,11 @@ OF_DVC = re.compile(
 )
 """Lines of DVC to hide: they repeat the headings, or do not matter here."""
 
+OUTSIDE_OF_STAGES = (
+    "DVC ended with the error above, before or after a stage. If it names a file, check the file's permissions and the "
+    "free disk space, then run the command again."
+)
+
 SLOWEST = 5  # stages named in the summary
 ERROR_LINES = 8  # of an error in the summary
 SHORT = 120  # characters of an error that the summary repeats even if the error is right above
@@ -200,6 +205,8 @@ def reproduce(
         say(f"failed: {name}: {_shorten(error, is_above=name == run.last)}")
         for line in explain(error) if explain else ():
             say(f"  {line}")
+    if status and not failed and not run.failed:
+        say(OUTSIDE_OF_STAGES)
     notes.cleanup()
     return (1 if failed else status), run.spent.keys()
 

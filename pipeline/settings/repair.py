@@ -122,8 +122,8 @@ def _fix(raw: Any, error: Error, model: Any, repaired: Repaired) -> bool:
         parent[key] = [parent[key]]
         return True
     repaired.changed.add(path)
-    if error["type"] == "literal_error" and (similar := _similar_of(parent[key], error["ctx"]["expected"])):
-        parent[key] = similar
+    if error["type"] == "literal_error" and (choice := _similar_of(parent[key], error["ctx"]["expected"])):
+        parent[key] = choice
         return True
     if error["type"] == "missing" or path in repaired.placeholders:
         number = repaired.placeholders[path] = repaired.placeholders.get(path, -1) + 1
