@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from support import shards
+from support.model_records import network
 from support.projects import SHIPPED
 
 from pipeline import manifest
@@ -585,6 +586,23 @@ def test_the_leaderboard_of_some_runs_names_those_that_it_lacks(icecore: Command
     assert (said.code, said.error) == (0, "")
     assert RUN in said.out
     assert "not evaluated: new. Run `icecore repro`." in said.out.splitlines()
+
+
+def test_the_leaderboard_notes_a_network_below_the_probe_of_its_backbone(icecore: Command, project: Path) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    run = params["fit"][RUN]
+    tuned = {"task": run["task"], "backbone": run["backbone"], "start": "backbone", "input": "pixels"}
+    (project / "params.yaml").write_text(yaml.safe_dump({**params, "finetune": {"tuned": tuned}}))
+    tables = json.loads((project / "data" / "plots" / f"{RUN}.json").read_text())
+    for row in tables["table"]:
+        row["accuracy"] = row["validation_accuracy"] = 0.125
+    evaluated = tables["made_from"]["settings"]["backbone"]
+    tables |= {"run": "tuned", "made_from": network("digits", settings={"backbone": evaluated})}
+    (project / "data" / "plots" / "tuned.json").write_text(json.dumps(tables))
+    said = icecore("leaderboard")
+    assert (said.code, said.error) == (0, "")
+    [note] = [line for line in said.out.splitlines() if line.startswith("note: ")]
+    assert note.startswith(f"note: tuned is below the frozen probe of its own backbone, {RUN}: accuracy 0.125 against")
 
 
 def test_the_cache_is_listed_verified_repaired_and_pruned(

@@ -40,8 +40,9 @@ OF_DVC = re.compile(
 """Lines of DVC to hide: they repeat the headings, or do not matter here."""
 
 OUTSIDE_OF_STAGES = (
-    "DVC ended with the error above, before or after a stage. If it names a file, check the file's permissions and the "
-    "free disk space, then run the command again."
+    "DVC ended with the error above, before or after a stage. If another run is at work in this project, wait for it; "
+    "otherwise check the permissions of the file that the error names, and the free disk space. Then run the command "
+    "again."
 )
 
 SLOWEST = 5  # stages named in the summary

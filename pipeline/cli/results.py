@@ -38,6 +38,7 @@ def leaderboard(as_json: AsJson = False) -> None:
       icecore leaderboard --json
     """
     from pipeline.report import leaderboard as board
+    from pipeline.report.trained import below_probe
     from stages import project
 
     known = list(project.runs(project.settings()))
@@ -49,7 +50,8 @@ def leaderboard(as_json: AsJson = False) -> None:
         ]
         print_json(rows)
     else:
-        notes = [f"{name}: not measured: {why}" for name, why in board.unmeasured(project.TABLES, names).items()]
+        notes = [f"note: {line}" for of_task in board.by_task(runs).values() for line in below_probe(of_task)]
+        notes += [f"{name}: not measured: {why}" for name, why in board.unmeasured(project.TABLES, names).items()]
         if missing := [name for name in known if name not in names]:
             notes.append(f"not evaluated: {', '.join(missing)}. Run `icecore repro`.")
         typer.echo("\n\n".join([board.text(runs), *notes, f"report: {project.REPORT}"]))
