@@ -58,17 +58,24 @@ def cached_export(
 
 
 def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
-    """Return the digest of everything that changes the file. Projections and dtypes are applied after the graph."""
+    """Return the digest of everything that changes the file."""
+    return graph_address(backbone, specs, {"version": VERSION, "opset": OPSET}, "onnx", "onnxscript")
+
+
+def graph_address(backbone: Backbone, specs: Mapping[str, TapSpec], form: Mapping[str, int], *packages: str) -> str:
+    """Return the digest of everything that changes the graph of a network. Projections and dtypes come after the graph.
+
+    form: version numbers of the graph's form. packages: the packages that make it.
+    """
     spec = backbone.spec
     return digest(
         {
-            "version": VERSION,
-            "opset": OPSET,
+            **form,
             "architecture": spec.architecture,
             "weights": spec.weights_digest,
             "input": spec.input.model_dump(mode="json"),
             "taps": [[name, tap.node, tap.pool, spec.taps[tap.node].model_dump()] for name, tap in specs.items()],
-            "versions": versions(*packages_of(spec.architecture), "onnx", "onnxscript"),
+            "versions": versions(*packages_of(spec.architecture), *packages),
         }
     )
 

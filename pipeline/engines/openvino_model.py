@@ -15,12 +15,10 @@ import openvino
 import torch
 
 from pipeline.backbones.feature_extractor import Tapped
-from pipeline.backbones.reference_output import packages_of
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines.onnx_export import cached_export
-from pipeline.files import digest, fresh_folder
-from pipeline.runtime import versions
+from pipeline.engines.onnx_export import cached_export, graph_address
+from pipeline.files import fresh_folder
 from pipeline.store.location import writable
 from pipeline.store.use import touch
 
@@ -46,18 +44,8 @@ def cached_model(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Pat
 
 
 def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
-    """Return the digest of everything that determines the model. Projections and dtypes are applied after the graph."""
-    spec = backbone.spec
-    return digest(
-        {
-            "version": VERSION,
-            "architecture": spec.architecture,
-            "weights": spec.weights_digest,
-            "input": spec.input.model_dump(mode="json"),
-            "taps": [[name, tap.node, tap.pool, spec.taps[tap.node].model_dump()] for name, tap in specs.items()],
-            "versions": versions(*packages_of(spec.architecture), "torch", "openvino"),
-        }
-    )
+    """Return the digest of everything that changes the model."""
+    return graph_address(backbone, specs, {"version": VERSION}, "torch", "openvino")
 
 
 def _convert(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None) -> Any:

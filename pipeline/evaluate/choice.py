@@ -26,6 +26,14 @@ def best_of(rows: Sequence[Row], metric: str, *, higher: bool) -> Row:
     return min(close, key=lambda row: loss(row, metric, higher=higher))
 
 
+def best_by_validation(rows: Sequence[Row], metric: str, *, higher: bool) -> Row | None:
+    """Return the only row, or the best row by held-out rows; None if no row of several has a held-out value."""
+    if len(rows) == 1:
+        return rows[0]
+    known = [row for row in rows if row[f"validation_{metric}"] is not None]
+    return best_of(known, metric, higher=higher) if known else None
+
+
 def loss(row: Row, metric: str, *, higher: bool) -> float:
     """Return a metric on held-out rows, negated if higher is better; infinity where there is no value."""
     value = row[f"validation_{metric}"]

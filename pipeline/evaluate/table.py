@@ -44,16 +44,14 @@ def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[
     largest = [row for row in rows if row["labels"] == most]
     measured = [row for row in largest if metric not in row.get("degraded", {})]
     candidates = measured or largest[:1]
-    if len(candidates) == 1:
-        return candidates[0]
-    known = [row for row in candidates if row[f"validation_{metric}"] is not None]
-    if not known:
+    best = choice.best_by_validation(candidates, metric, higher=metric not in metrics.LOWER_IS_BETTER)
+    if best is None:
         raise DataError(
             f"{counted(len(candidates), 'method')} to choose from, but the task has no validation rows to measure "
             f"{metric} on, and the test rows must not choose. Give the task's `sizes` a validation share, or the "
             "run one input and head."
         )
-    return choice.best_of(known, metric, higher=metric not in metrics.LOWER_IS_BETTER)
+    return best
 
 
 def _row(methods: Methods, metric: str, method: Method) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Read the images of a folder, a list, archives, Parquet or a URL as bytes, one by one, without storing anything."""
 
-import itertools
 from collections.abc import Iterator
 
 from pipeline import sources
@@ -9,7 +8,6 @@ from pipeline.prepare.check_images import check_samples
 from pipeline.prepare.config import FoundSample, PrepareConfig
 from pipeline.prepare.find import find
 from pipeline.prepare.roots import inspect_roots
-from pipeline.sources import UNKNOWN, SampleLocation
 
 SHOWN = 5
 """Most images that an error names."""
@@ -26,7 +24,7 @@ def find_images(config: PrepareConfig) -> list[FoundSample]:
     refused: dict[int, tuple[str | None, str | None]] = {
         number: sample.refused for number, sample in enumerate(found) if sample.refused[0] is not None
     }
-    places = ((number, _location(sample)) for number, sample in enumerate(found) if number not in refused)
+    places = ((number, sample.location) for number, sample in enumerate(found) if number not in refused)
     is_list = roots[0].kind == "list"
     for number, (_, _, kind, reason) in check_samples(
         places, "header", where=config.root, max_pixels=config.max_pixels, all_are_samples=is_list
@@ -44,25 +42,8 @@ def find_images(config: PrepareConfig) -> list[FoundSample]:
 
 def read_images(images: list[FoundSample]) -> Iterator[bytes]:
     """Yield the bytes of images in their order; raises DataError with the path of an unreadable image."""
-    for container, group in itertools.groupby(images, key=lambda image: image.container):
-        here = list(group)
-        if container is not None:
-            pieces: Iterator[bytes | OSError] = sources.read_many(container, [_location(image) for image in here])
-        else:
-            pieces = (_read(image.path) for image in here)
-        for image, data in zip(here, pieces, strict=True):
-            if isinstance(data, OSError):
-                raise DataError(f"{image.path}: cannot be read: {data.strerror or data}")
-            yield data
-
-
-def _location(image: FoundSample) -> SampleLocation:
-    size = UNKNOWN if image.size is None else image.size
-    return SampleLocation(image.path, image.container, image.offset, size)
-
-
-def _read(path: str) -> bytes | OSError:
-    try:
-        return sources.read(path)
-    except OSError as error:
-        return error
+    contents = sources.read_in_order([image.location for image in images])
+    for image, data in zip(images, contents, strict=True):
+        if isinstance(data, OSError):
+            raise DataError(f"{image.path}: cannot be read: {data.strerror or data}")
+        yield data

@@ -1,6 +1,5 @@
 """The samples of an extraction: keys and locations. The bytes of each sample are checked against its key."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,8 @@ from pipeline import manifest, sources
 from pipeline.errors import DataError, counted
 from pipeline.readers import Reader, Sample
 from pipeline.readers.sample_key import KEY_BYTES, content_key
-from pipeline.runtime import parallel_map
 from pipeline.sources import UNKNOWN, SampleLocation
-from pipeline.sources.filesystem import is_url, join
+from pipeline.sources.filesystem import join
 from pipeline.store import key_arrays
 
 # Container names are stored once each; paths may have more than 2 GiB of text.
@@ -31,7 +29,6 @@ WHERE = pa.schema(
 SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), *WHERE])
 """Schema of samples in an Arrow file."""
 
-CONNECTIONS = 32  # parallel requests for files behind URLs
 BLOCK = 4096  # rows whose locations are converted to Python objects at a time
 
 
@@ -166,30 +163,10 @@ def items(samples: Samples) -> Iterator[Item]:
     """
     for start in range(0, len(samples), BLOCK):
         part = samples.take(np.arange(start, min(start + BLOCK, len(samples))))
-        pairs = zip(key_arrays.to_hex(part.keys), part.places(), strict=True)
-        for (container, remote), group in itertools.groupby(pairs, key=lambda pair: _source_of(pair[1])):
-            members = list(group)
-            if container is not None:
-                contents: Iterator[bytes | OSError | None] = sources.read_many(
-                    container, [place for _, place in members]
-                )
-            elif remote:
-                contents = parallel_map(_read, [place.path for _, place in members], threads=CONNECTIONS)
-            else:
-                contents = iter([None] * len(members))
-            yield from (Item(key, place, data) for (key, place), data in zip(members, contents, strict=True))
-
-
-def _source_of(place: SampleLocation) -> tuple[str | None, bool]:
-    """Return the container of a location, and whether the location is a file of its own behind a URL."""
-    return place.container, place.container is None and is_url(place.path)
-
-
-def _read(path: str) -> bytes | OSError:
-    try:
-        return sources.read(path)
-    except OSError as error:
-        return error
+        places = part.places()
+        contents = sources.read_all_but_local(places)
+        for key, place, data in zip(key_arrays.to_hex(part.keys), places, contents, strict=True):
+            yield Item(key, place, data)
 
 
 def read_sample(reader: Reader, item: Item) -> Sample | Reject:

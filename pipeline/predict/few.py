@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from pipeline import sources
 from pipeline.errors import DataError
 from pipeline.predict.exported import ExportedModel
 from pipeline.predict.inputs import Input
-from pipeline.predict.inventory import locate
 from pipeline.predict.output_table import Block, Columns
 from pipeline.predict.row_source import RowSource
 from pipeline.prepare.check_images import UNRECOGNISED, resolve_kind
@@ -71,31 +69,18 @@ def _read(
     progress: Progress,
 ) -> Iterator[bytes]:
     """Yield the bytes of the readable inputs; append their numbers to `opened`, those of the others to `refused`."""
-    for container, group in groupby(numbers, key=lambda number: inputs[number].sample.container):
-        members = list(group)
-        locations = [locate(inputs[number].sample) for number in members]
-        if container is None:
-            contents: Iterator[bytes | OSError] = (_read_file(location.path) for location in locations)
-        else:
-            contents = sources.read_many(container, locations)
-        for number, data in zip(members, contents, strict=True):
-            try:
-                if isinstance(data, OSError):
-                    raise data
-                check(data, decode_pixels=False, max_pixels=max_pixels)
-            except (OSError, DataError) as error:
-                refused[number] = _kind_and_reason(inputs[number], error)
-                continue
-            opened.append(number)
-            yield data
-            progress(len(opened), len(numbers))
-
-
-def _read_file(path: str) -> bytes | OSError:
-    try:
-        return sources.read(path)
-    except OSError as error:
-        return error
+    contents = sources.read_in_order([inputs[number].sample.location for number in numbers])
+    for number, data in zip(numbers, contents, strict=True):
+        try:
+            if isinstance(data, OSError):
+                raise data
+            check(data, decode_pixels=False, max_pixels=max_pixels)
+        except (OSError, DataError) as error:
+            refused[number] = _kind_and_reason(inputs[number], error)
+            continue
+        opened.append(number)
+        yield data
+        progress(len(opened), len(numbers))
 
 
 def _kind_and_reason(item: Input, error: DataError | OSError) -> tuple[str, str]:
@@ -103,7 +88,7 @@ def _kind_and_reason(item: Input, error: DataError | OSError) -> tuple[str, str]
     if isinstance(error, OSError):
         return "unreadable", error.strerror or str(error)
     kind = UNRECOGNISED if isinstance(error, NotAnImageError) else "unreadable"
-    *_, resolved, _ = resolve_kind(locate(item.sample), (None, None, kind, str(error)), all_are_samples=item.named)
+    *_, resolved, _ = resolve_kind(item.sample.location, (None, None, kind, str(error)), all_are_samples=item.named)
     return str(resolved), str(error)
 
 

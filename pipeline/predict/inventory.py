@@ -20,7 +20,7 @@ from pipeline.prepare.check_images import check_samples
 from pipeline.prepare.config import FoundSample
 from pipeline.prepare.known_files import Answer, KnownFiles
 from pipeline.runtime import Progress
-from pipeline.sources import UNKNOWN, SampleLocation
+from pipeline.sources import SampleLocation
 
 DATASET = "inputs"
 SCHEMA = pa.schema([("path", pa.string()), ("key", pa.string()), ("reason", pa.string())])
@@ -44,12 +44,6 @@ class Inventory:
     rows: int
     usable: int
     others: dict[str, int]
-
-
-def locate(sample: FoundSample) -> SampleLocation:
-    """Return the location of a sample's bytes."""
-    size = UNKNOWN if sample.size is None else sample.size
-    return SampleLocation(sample.path, sample.container, sample.offset, size)
 
 
 def list_inputs(inputs: Iterable[Input], work: Path, *, max_pixels: int, progress: Progress) -> Inventory:
@@ -98,7 +92,7 @@ def _check(inputs: Iterable[Input], max_pixels: int, known: KnownFiles) -> Itera
             for number, item in enumerate(group):
                 pending.append((number, item.sample))
                 if item.sample.refused[0] is None:
-                    yield number, locate(item.sample)
+                    yield number, item.sample.location
 
         for number, answer in check_samples(
             to_open(), CHECK, where="inputs", max_pixels=max_pixels, all_are_samples=named, known=known

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.settings.check import Settings
-from pipeline.sources import filesystem
+from pipeline.sources import UNKNOWN, SampleLocation, filesystem
 
 # The columns that say where a row belongs, from folders or from a list. Their values are text; they are not labels.
 SPLIT_COLUMNS = ("domain", "split")
@@ -76,3 +76,8 @@ class FoundSample:
     """The archive or Parquet file with the sample; `offset` and `size` as in `pipeline.sources.SampleLocation`."""
     offset: int | None = None
     size: int | None = None
+
+    @property
+    def location(self) -> SampleLocation:
+        """Where the bytes of the sample are stored."""
+        return SampleLocation(self.path, self.container, self.offset, UNKNOWN if self.size is None else self.size)

@@ -1,7 +1,5 @@
 """The images that the source network learns from, as tensors with their classes."""
 
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from pipeline.backbones import glyphs
 from pipeline.errors import DataError, counted
 from pipeline.pretrain.config import PretrainConfig
 from pipeline.readers.image import ImageReader
-from pipeline.sources import SampleLocation, read, read_many
+from pipeline.sources import SampleLocation, read_in_order
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -51,23 +49,12 @@ def _read_pixels(reader: ImageReader, locations: list[SampleLocation]) -> list[n
     """Return the pixels of all samples in order, (height, width, 1) uint8 each. Reads containers front to back."""
     pixels: dict[SampleLocation, np.ndarray] = {}
     ordered = sorted(locations, key=lambda location: (location.container or "", location.offset or 0))
-    for container, group in itertools.groupby(ordered, key=lambda location: location.container):
-        members = list(group)
-        contents = _read_files(members) if container is None else read_many(container, members)
-        for location, data in zip(members, contents, strict=True):
-            try:
-                if isinstance(data, OSError):
-                    raise data
-                pixels[location] = reader(data)["pixels"]
-            except (OSError, DataError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise DataError(f"{location.path}: {reason}. Run prepare again, with `check: decode`.") from None
-    return [pixels[location] for location in locations]
-
-
-def _read_files(locations: list[SampleLocation]) -> Iterator[bytes | OSError]:
-    for location in locations:
+    for location, data in zip(ordered, read_in_order(ordered), strict=True):
         try:
-            yield read(location.path)
-        except OSError as error:
-            yield error
+            if isinstance(data, OSError):
+                raise data
+            pixels[location] = reader(data)["pixels"]
+        except (OSError, DataError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"{location.path}: {reason}. Run prepare again, with `check: decode`.") from None
+    return [pixels[location] for location in locations]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import counted
-from pipeline.evaluate.choice import best_of
+from pipeline.evaluate.choice import best_by_validation
 from pipeline.model_record import HeadsRecord, is_student, record_of
 from pipeline.report.leaderboard import NAMES, Run
 
@@ -123,7 +123,4 @@ def best(run: Run, labels: int | None) -> Row | None:
     """Return the row of the best method on validation rows at a number of labels, or of the only method; else None."""
     metric = run["metric"]
     rows = [row for row in run["table"] if row["labels"] == labels and row[metric] is not None]
-    known = [row for row in rows if row[f"validation_{metric}"] is not None]
-    if not known:
-        return rows[0] if len(rows) == 1 else None
-    return best_of(known, metric, higher=run["higher_is_better"])
+    return best_by_validation(rows, metric, higher=run["higher_is_better"])

@@ -4,17 +4,24 @@ filesystem  whole files, local and behind URLs (fsspec)
 tar         members of tar archives, read in place, never unpacked
 parquet     rows of Parquet files with a column of bytes
 
-A file that holds many samples is a container. Each kind of container has a function like `read_many`.
+A file that holds many samples is a container. Each kind of container has a function like `read_many`. Samples of
+several files and containers are read by `read_in_order`.
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
+from pipeline.runtime import parallel_map
 from pipeline.sources import filesystem
 
 LIMIT = 2 * 2**30
 """Largest sample, in bytes, that is read from a container."""
+
+CONNECTIONS = 32
+"""Parallel requests for files behind URLs, which hide the latency."""
 
 UNKNOWN = -1
 """The size of a Parquet row that was not read yet."""
@@ -64,3 +71,40 @@ def read_many(container: str, places: Sequence[SampleLocation]) -> Iterator[byte
         importlib.import_module(module), name
     )
     return read_container(container, places)
+
+
+def read_in_order(places: Sequence[SampleLocation]) -> Generator[bytes | OSError]:
+    """Yield the bytes of each sample, or the error of reading it, in the given order.
+
+    Samples of a container follow one another by ascending offset. Raises DataError as `read` does.
+    """
+    with closing(read_all_but_local(places)) as contents:
+        for place, data in zip(places, contents, strict=True):
+            yield _read_or_error(place.path) if data is None else data
+
+
+def read_all_but_local(places: Sequence[SampleLocation]) -> Generator[bytes | OSError | None]:
+    """Yield what `read_in_order` does, but None for each local file, which the caller's processes can read themselves.
+
+    Containers are read from front to back, and files behind URLs over several connections.
+    """
+    for (container, is_local), group in itertools.groupby(places, key=_source_of):
+        members = list(group)
+        if container is not None:
+            yield from read_many(container, members)
+        elif is_local:
+            yield from itertools.repeat(None, len(members))
+        else:
+            yield from parallel_map(_read_or_error, [place.path for place in members], threads=CONNECTIONS)
+
+
+def _source_of(place: SampleLocation) -> tuple[str | None, bool]:
+    """Return the container of a sample, and whether the sample is a local file of its own."""
+    return place.container, place.container is None and filesystem.local(place.path) is not None
+
+
+def _read_or_error(path: str) -> bytes | OSError:
+    try:
+        return read(path)
+    except OSError as error:
+        return error
