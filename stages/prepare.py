@@ -14,7 +14,7 @@ def main() -> None:
     paths = ManifestPaths(project.MANIFESTS, name)
     with terminal.reporter(f"prepare {name}", "files") as reporter:
         summary = prepare(config, paths, reporter=reporter)
-    print(f"{name}: {counted(summary.found, 'file')}, {counted(summary.rows, 'sample')}")
+    print(f"{name}: {counted(summary.files, 'file')}, {counted(summary.rows, 'sample')}")
     for kind, count in summary.excluded.items():
         print(f"  {count:,} {DESCRIPTIONS.get(kind, kind)}: see {paths.excluded}")
     for note in summary.notes:

@@ -150,7 +150,7 @@ def test_class_and_columns_come_from_the_members_beside_the_image(tmp_path: Path
         {"cls": "-1", "json": '{"split": "test", "domain": 7, "mixed": false}'},
     ]
     found = Outcome(webdataset(tmp_path / "a.tar", samples), tmp_path / "manifests")
-    assert found.prepared == PrepareSummary(found=3, rows=3, excluded={})
+    assert found.prepared == PrepareSummary(files=3, rows=3, excluded={})
     types = {field.name: field.type for field in found.table.schema if field.name not in FILES_SCHEMA.names}
     assert types == {
         "label": pa.int64(),
@@ -276,7 +276,7 @@ def test_all_that_is_no_sample_is_listed_with_the_reason(tmp_path: Path) -> None
     }
     # The first cat/0.png is the other side of the conflict; both stand under one path.
     assert found.prepared.excluded == {"conflict": 2, "duplicate": 1, "hidden": 2, "unreadable": 8}
-    assert found.prepared.found == found.prepared.rows + sum(found.prepared.excluded.values())
+    assert found.prepared.files == found.prepared.rows + sum(found.prepared.excluded.values())
     assert found.column("label")["cat/1.png"] == "cat"
 
 
@@ -362,7 +362,7 @@ def test_the_files_of_a_hub_name_splits(names: tuple[str, ...], splits: list[str
 
 def test_real_archives_of_class_folders(assets: Path, tmp_path: Path) -> None:
     found = Outcome(assets / "images" / "cifar10-subset.tar", tmp_path)
-    assert found.prepared == PrepareSummary(found=7000, rows=7000, excluded={})
+    assert found.prepared == PrepareSummary(files=7000, rows=7000, excluded={})
     assert Counter(found.column("split").values()) == {"train": 5000, "test": 2000}
     assert set(Counter(found.column("label").values()).values()) == {700}
     assert found.rows["cifar10-subset/test/airplane/0002.jpg"]["label"] == "airplane"
@@ -416,7 +416,7 @@ def test_one_content_has_one_key_wherever_it_lies(tmp_path: Path) -> None:
     pack(root / "a.tar", pictures("cat/0.png", "cat/1.png"))
     pack(root / "b.tar", [("cat/again.png", picture(0)), ("dog/1.png", picture(1))])
     found = Outcome(root, tmp_path / "manifests", max_rejected=0.5)
-    assert found.prepared == PrepareSummary(found=4, rows=1, excluded={"conflict": 2, "duplicate": 1})
+    assert found.prepared == PrepareSummary(files=4, rows=1, excluded={"conflict": 2, "duplicate": 1})
     assert found.excluded["b.tar/cat/again.png"][1] == f"same content as {root}/a.tar/cat/0.png"
     (tmp_path / "files" / "cat").mkdir(parents=True)
     (tmp_path / "files" / "cat" / "0.png").write_bytes(picture(0))
@@ -438,7 +438,7 @@ def table(path: Path, count: int, *, first: int = 0, **columns: list[Any]) -> Pa
 def test_rows_of_parquet_are_samples_and_its_other_columns_are_labels(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", 5, label=[0, 1, None, 1, 0], split=["train", "test"] * 2 + [None])
     found = Outcome(path, tmp_path / "manifests", image="image")
-    assert found.prepared == PrepareSummary(found=5, rows=5, excluded={})
+    assert found.prepared == PrepareSummary(files=5, rows=5, excluded={})
     assert found.table.column_names == [*FILES_SCHEMA.names, "label", "split"]
     assert found.table.schema.field("label").type == pa.int64()
     assert found.column("label") == {"0": 0, "1": 1, "2": None, "3": 1, "4": 0}

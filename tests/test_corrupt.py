@@ -175,7 +175,7 @@ def test_prepare_finds_what_the_header_tells_and_accounts_for_every_file(prepare
     run, found = prepared
     there = GOOD + len(READABLE) + len(AT_PREPARE) + len(LASTING) + len(PASSING)
     assert there == 1000
-    assert (found.found, found.rows, found.excluded) == (1000, 994, {"unreadable": len(AT_PREPARE)})
+    assert (found.files, found.rows, found.excluded) == (1000, 994, {"unreadable": len(AT_PREPARE)})
     excluded = run.excluded()
     assert excluded == {name: reason for name, (_, reason) in AT_PREPARE.items()}
     names = set(run.manifest())

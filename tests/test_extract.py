@@ -508,7 +508,7 @@ def truncated(job: Job) -> str:
     path.write_bytes(path.read_bytes()[:-1500])
     config = PrepareConfig(root=job.photos, check="header")
     done = prepare(config, ManifestPaths(job.manifests, "photos"))
-    assert (done.found, done.rows) == (13, 13)
+    assert (done.files, done.rows) == (13, 13)
     return content_key(path.read_bytes())
 
 

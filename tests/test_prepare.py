@@ -185,7 +185,7 @@ def test_every_other_file_is_listed_with_the_reason(messy: Outcome, path: str) -
 def test_nothing_else_is_excluded_and_all_files_are_accounted_for(messy: Outcome) -> None:
     assert set(messy.excluded) == set(REASONS)
     assert messy.prepared.excluded == Counter(kind for kind, _ in REASONS.values())
-    assert messy.prepared.found == messy.prepared.rows + sum(messy.prepared.excluded.values()) == 14 + 17
+    assert messy.prepared.files == messy.prepared.rows + sum(messy.prepared.excluded.values()) == 14 + 17
     assert messy.prepared.rows == len(messy.table)
 
 
@@ -511,7 +511,7 @@ def test_lists_of_labels_of_other_makes_become_lists(listed: Outcome) -> None:
 
 def test_a_file_that_is_in_the_list_but_not_on_the_disk_is_excluded(listed: Outcome) -> None:
     assert listed.excluded["gone.png"]["reason"] == "No such file or directory"
-    assert listed.prepared == PrepareSummary(found=4, rows=3, excluded={"unreadable": 1})
+    assert listed.prepared == PrepareSummary(files=4, rows=3, excluded={"unreadable": 1})
 
 
 @pytest.fixture

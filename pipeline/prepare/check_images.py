@@ -23,7 +23,7 @@ from pipeline.readers import image, image_files
 from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.readers.sample_key import content_key
 from pipeline.runtime import can_start_processes, cores
-from pipeline.sources import SampleLocation, filesystem
+from pipeline.sources import SampleLocation
 
 Item = str | bytes | OSError | Answer
 """A sample as a worker gets it: the path of a local file to read, the bytes, the error of reading them, or its known
@@ -32,44 +32,6 @@ answer."""
 UNRECOGNISED = "unrecognised"
 """The kind of problem with bytes in no known image format."""
 
-OTHER_IMAGES = (
-    *(
-        ".heic",
-        ".heif",
-        ".hif",
-        ".avif",
-        ".jxl",
-        ".dcm",
-        ".dicom",
-        ".svg",
-        ".eps",
-        ".ps",
-        ".ai",
-        ".psb",
-        ".wmf",
-        ".emf",
-    ),
-    *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef", ".srw"),
-    *(".raw", ".rwl", ".3fr", ".fff", ".iiq", ".mrw", ".x3f", ".kdc", ".dcr", ".erf", ".mef", ".mos", ".exr", ".hdr"),
-    *(
-        ".czi",
-        ".lif",
-        ".nd2",
-        ".oib",
-        ".oif",
-        ".lsm",
-        ".vsi",
-        ".svs",
-        ".ndpi",
-        ".mrxs",
-        ".scn",
-        ".fits",
-        ".fit",
-        ".xcf",
-    ),
-)
-"""Extensions of image formats that icecore cannot read. Such a file is reported as unreadable, not skipped."""
-
 ARCHIVES = (".tar", ".parquet", ".zip", ".rar", ".7z", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 """Extensions of files that may contain samples. Such a file is reported as unreadable, not skipped."""
 
@@ -77,7 +39,6 @@ BLOCK = 16_384
 CHUNK_ROWS = 64
 CHUNK_BYTES = 4 * 2**20
 IN_FLIGHT_BYTES = 256 * 2**20
-CONNECTIONS = 16
 START_WORKERS_AFTER = 0.5  # seconds before processes are started
 
 
@@ -125,7 +86,7 @@ def resolve_kind(location: SampleLocation, answer: Answer, *, all_are_samples: b
     if kind != UNRECOGNISED:
         return answer
     suffix = PurePosixPath(location.path).suffix.lower()
-    is_image = suffix in image_files.extensions() or suffix in OTHER_IMAGES
+    is_image = suffix in image_files.extensions() or suffix in image_files.UNREADABLE
     is_sample = all_are_samples or location.container is not None or is_image or suffix in ARCHIVES
     return key, size, "unreadable" if is_sample else "other", reason
 
@@ -271,35 +232,11 @@ def _read_items(locations: Sequence[SampleLocation], known: KnownFiles | None) -
     """Yield the item of each sample; only samples without a known answer are read."""
     answers = [None if known is None else known.answer(location) for location in locations]
     unknown = [location for location, answer in zip(locations, answers, strict=True) if answer is None]
-    with closing(_read_all(unknown)) as items:
+    with closing(sources.read_all_but_local(unknown)) as contents:
+        unread = iter(unknown)
         for answer in answers:
-            yield next(items) if answer is None else answer
-
-
-def _read_all(locations: Sequence[SampleLocation]) -> Generator[Item]:
-    for container, group in itertools.groupby(locations, key=lambda location: location.container):
-        if container is not None:
-            yield from sources.read_many(container, list(group))
-            continue
-        for is_remote, inner in itertools.groupby(group, key=lambda item: filesystem.local(item.path) is None):
-            paths = [location.path for location in inner]
-            yield from _download(paths) if is_remote else paths
-
-
-def _download(urls: Sequence[str]) -> Iterator[Item]:
-    """Yield the bytes of remote files in order, with at most two downloads per connection ahead of the caller."""
-    with ThreadPoolExecutor(CONNECTIONS) as threads:
-        downloads: deque[Future[Item]] = deque()
-        for url in urls:
-            downloads.append(threads.submit(_read_or_error, url))
-            if len(downloads) == 2 * CONNECTIONS:
-                yield downloads.popleft().result()
-        while downloads:
-            yield downloads.popleft().result()
-
-
-def _read_or_error(url: str) -> Item:
-    try:
-        return sources.read(url)
-    except OSError as error:
-        return error
+            if answer is not None:
+                yield answer
+            else:
+                path, data = next(unread).path, next(contents)
+                yield path if data is None else data

@@ -6,7 +6,6 @@ import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.prepare import file_list, parquet_images, webdataset
-from pipeline.prepare.companions import is_table_of_labels
 from pipeline.prepare.config import FoundSample, PrepareConfig
 from pipeline.prepare.image_folder import (
     describe_joined_splits,
@@ -16,7 +15,7 @@ from pipeline.prepare.image_folder import (
     skip_reason,
 )
 from pipeline.prepare.labels import Note
-from pipeline.prepare.roots import Root, inspect_roots
+from pipeline.prepare.roots import Root, inspect_roots, is_table_of_labels
 from pipeline.sources import filesystem
 
 

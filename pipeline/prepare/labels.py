@@ -1,4 +1,4 @@
-"""The label columns of a table, their types, and the labels of each row.
+"""The label columns of a table, their types, and the labels, domain and split of each row.
 
 The manifest has columns of its own: `key`, `path`, `size`, `container`, `offset`. A label column of the data with such
 a name, say `size`, is stored as `data:size` (`pipeline.manifest.label_column`); settings call it `size`.
@@ -6,18 +6,21 @@ a name, say `size`, is stored as `data:size` (`pipeline.manifest.label_column`);
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import DataError, bullets, unknown
-from pipeline.manifest import label_column
+from pipeline.manifest import label_column, split_of
 from pipeline.prepare.config import SPLIT_COLUMNS, PrepareConfig
 
 Note = Callable[[str], None]
 """A function that is called with a sentence about the data for the user."""
+
+Refused = tuple[str, str] | tuple[None, None]
+"""Kind and reason of an unusable sample."""
 
 TYPES = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 """The types that the setting `types` can name."""
@@ -211,3 +214,26 @@ def _is_label(kind: pa.DataType) -> bool:
         return any(test(inner) for test in (t.is_string, t.is_large_string, t.is_integer, t.is_boolean, t.is_null))
     plain = (t.is_string, t.is_large_string, t.is_integer, t.is_floating, t.is_boolean, t.is_null)
     return any(test(kind) for test in plain) or json_type(kind) != kind
+
+
+def merge_places(*sources: Mapping[str, str]) -> tuple[dict[str, str], Refused]:
+    """Merge the places (domain and split) that a sample's folder and its row or .json name.
+
+    Also return kind and reason of an error where two sources differ.
+    """
+    place: dict[str, str] = {}
+    for source in sources:
+        for name, value in source.items():
+            before = place.setdefault(name, value)
+            if _canonical(before) != _canonical(value):
+                reason = (
+                    f"its {name} is both {before!r} and {value!r}, by its folders or its own label: correct one, or "
+                    "leave the label out with `columns`"
+                )
+                return place, ("unreadable", reason)
+            place[name] = value
+    return place, (None, None)
+
+
+def _canonical(value: str) -> str:
+    return split_of(value) or value

@@ -4,10 +4,9 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.manifest import DATA, label_column, split_of
-from pipeline.prepare.companions import TABLES, use_of_table
 from pipeline.prepare.config import SPLIT_COLUMNS, PrepareConfig
 from pipeline.prepare.image_folder import describe_odd_classes
-from pipeline.prepare.roots import Root
+from pipeline.prepare.roots import TABLES, Root, use_of_table
 from pipeline.text import describe_alike, group_alike, quote_alike
 
 NAMED = ("label", *SPLIT_COLUMNS)

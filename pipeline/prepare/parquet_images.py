@@ -6,8 +6,7 @@ import pyarrow as pa
 
 from pipeline.errors import DataError, bullets
 from pipeline.prepare.config import FoundSample, PrepareConfig
-from pipeline.prepare.labels import Note, check_label_types, row_labels, select_label_columns
-from pipeline.prepare.places import merge_places
+from pipeline.prepare.labels import Note, check_label_types, merge_places, row_labels, select_label_columns
 from pipeline.prepare.roots import Root
 from pipeline.sources import parquet
 

@@ -1,7 +1,15 @@
-"""Inspect the roots of a data set: the kind of each root, and its containers. No file is opened."""
+"""Inspect the roots of a data set: the kind of each root, and its containers. No file is opened.
+
+Files that other tools write next to images and archives are no samples: indices, statistics, label tables.
+
+img2dataset   00000.tar with 00000.parquet and 00000_stats.json; the .json members repeat the table
+NeMo Curator  the same, and 00000.idx, a DALI index
+WebDataset    an index of all archives, .json
+Hugging Face  metadata.csv, .jsonl or .parquet with the labels of a folder of images; dataset_info.json, README.md
+"""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -9,7 +17,6 @@ from typing import Literal
 
 from pipeline.errors import DataError
 from pipeline.manifest import split_of_file
-from pipeline.prepare.companions import archive_stems, is_archive_table
 from pipeline.prepare.config import FoundSample, PrepareConfig
 from pipeline.prepare.image_folder import is_by_split, is_other_file, labels_from_path, skip_reason
 from pipeline.readers import image_files
@@ -28,6 +35,9 @@ COMPRESSED = (
     ".tar.lz4",
     ".zst",
 )
+
+TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Files with the labels of the images in and below their folder, in the convention of Hugging Face's ImageFolder."""
 
 Kind = Literal["files", "list", "tar", "parquet"]
 
@@ -168,3 +178,28 @@ def _folder_root(config: PrepareConfig, path: str, domain: str | None) -> Root:
 def _refuse_compressed(paths: Iterable[str]) -> None:
     for path in itertools.islice((path for path in paths if path.lower().endswith(COMPRESSED)), 1):
         raise DataError(f"{path}: compressed, so that samples in it cannot be located. Unpack it to a plain .tar.")
+
+
+def is_table_of_labels(name: str) -> bool:
+    """Return whether a file among images is a table of their labels, judged by its name."""
+    return name.lower() in TABLES
+
+
+def use_of_table(path: str) -> str:
+    """Return a sentence on how to use a file that may hold the labels of the images next to it."""
+    suffix = PurePosixPath(path).suffix.lower()
+    todo = {
+        ".json": "Pack the folder as a .tar, with a .json for each image, or write a list as CSV or Parquet.",
+        ".jsonl": "Write it as CSV or Parquet, and set `root` to that.",
+    }.get(suffix, f"Set `root: {path}` and `path: file_name` to read them.")
+    return f"{path} may hold labels, which are not read with a folder of images. {todo}"
+
+
+def archive_stems(paths: Iterable[str]) -> frozenset[str]:
+    """Return the paths of tar archives without the extension `.tar`."""
+    return frozenset(path[: -len(TAR)] for path in paths if path[-len(TAR) :].lower() == TAR)
+
+
+def is_archive_table(path: str, archives: Collection[str]) -> bool:
+    """Return whether a Parquet file describes an archive: whether they share a name. archives: from `archive_stems`."""
+    return path[-len(PARQUET) :].lower() == PARQUET and path[: -len(PARQUET)] in archives

@@ -22,7 +22,7 @@ from pipeline.manifest import DATA
 from pipeline.prepare.archive_members import as_text, read_class, read_json
 from pipeline.prepare.config import SPLIT_COLUMNS, FoundSample, PrepareConfig
 from pipeline.prepare.image_folder import counts_as_folder, is_by_split, is_other_file, labels_from_path, skip_reason
-from pipeline.prepare.places import merge_places
+from pipeline.prepare.labels import merge_places
 from pipeline.prepare.roots import Root
 from pipeline.readers import image_files
 from pipeline.sources import filesystem, tar

@@ -21,6 +21,44 @@ FORMATS = (
 )
 """Formats that are decoded in this process, the common ones first. HEIF needs the package pillow-heif."""
 
+UNREADABLE = (
+    *(
+        ".heic",
+        ".heif",
+        ".hif",
+        ".avif",
+        ".jxl",
+        ".dcm",
+        ".dicom",
+        ".svg",
+        ".eps",
+        ".ps",
+        ".ai",
+        ".psb",
+        ".wmf",
+        ".emf",
+    ),
+    *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+    *(".raw", ".rwl", ".3fr", ".fff", ".iiq", ".mrw", ".x3f", ".kdc", ".dcr", ".erf", ".mef", ".mos", ".exr", ".hdr"),
+    *(
+        ".czi",
+        ".lif",
+        ".nd2",
+        ".oib",
+        ".oif",
+        ".lsm",
+        ".vsi",
+        ".svs",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".fits",
+        ".fit",
+        ".xcf",
+    ),
+)
+"""Extensions of image formats that icecore cannot read."""
+
 # How other files begin: offset, bytes, and the reason with advice.
 OTHERS = (
     (0, b"%!PS", "PostScript (EPS), which is a program and is not run: convert it to PNG"),
