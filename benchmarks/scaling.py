@@ -149,7 +149,7 @@ class Steps:
     """Steps with their time and memory; MB of 10^6 bytes."""
 
     def __init__(self) -> None:
-        self.found: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
 
     @contextlib.contextmanager
     def step(self, name: str, rows: int, **more: int) -> Iterator[dict[str, Any]]:
@@ -157,13 +157,13 @@ class Steps:
         pa.default_memory_pool().release_unused()
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before, begin = resident(os.getpid(), "VmRSS"), time.perf_counter()
-        told: dict[str, Any] = {"step": name, **more}
-        yield told
-        told["seconds"] = time.perf_counter() - begin
-        told["peak"] = (resident(os.getpid(), "VmHWM") - before) / rows
+        record: dict[str, Any] = {"step": name, **more}
+        yield record
+        record["seconds"] = time.perf_counter() - begin
+        record["peak"] = (resident(os.getpid(), "VmHWM") - before) / rows
         pa.default_memory_pool().release_unused()
-        told["stays"] = (resident(os.getpid(), "VmRSS") - before) / rows
-        self.found.append(told)
+        record["stays"] = (resident(os.getpid(), "VmRSS") - before) / rows
+        self.records.append(record)
 
 
 def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
@@ -174,17 +174,17 @@ def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
     asked = {"backbone": backbone, "spec": spec, "cache_root": cache_root}
     with steps.step("read the manifest", count):
         samples = read_samples(folder / "manifests", CONFIG.datasets)
-    with steps.step("plan, nothing known", count) as told:
+    with steps.step("plan, nothing known", count) as record:
         request = of_samples(CONFIG, samples=samples, **asked)
-        told["units"] = len(request.plan.units)
+        record["units"] = len(request.plan.units)
     assignment = WorkerJob(request.config, backbone, cache_root, count, request.missing_taps)
     works = (UnitInput(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
-    with steps.step("write the job's orders", count) as told, job_files.written(assignment, works) as (job, number):
-        told["bytes"] = (job / job_files.UNITS).stat().st_size / count
-        told["job_bytes"] = (job / job_files.JOB).stat().st_size / number
+    with steps.step("write the job's files", count) as record, job_files.written(assignment, works) as (job, number):
+        record["bytes"] = (job / job_files.UNITS).stat().st_size / count
+        record["job_bytes"] = (job / job_files.JOB).stat().st_size / number
         begin = time.perf_counter()
         job_files.read_work(job, number // 2)
-        told["read_ms"] = 1000 * (time.perf_counter() - begin)
+        record["read_ms"] = 1000 * (time.perf_counter() - begin)
     column = request.columns[TAP]
     width = request.shapes[TAP][0]
     for unit in request.plan.units:
@@ -194,13 +194,13 @@ def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
     with steps.step("plan, all known", count):
         of_samples(CONFIG, samples=samples, **asked)
     out = folder / "features" / TAP
-    with steps.step("commit", count) as told:
+    with steps.step("commit", count) as record:
         commit(out, column, samples.keys, (width,), {})
-        told["bytes"] = next(out.glob("rows-*.npy")).stat().st_size / count
-        told["index_bytes"] = (out / "index.json").stat().st_size / len(request.plan.units)
-    records = [*column.folder.glob("*.json"), *column.folder.glob("*.keys")]
-    steps.found.append({"step": "cache", "record_bytes": sum(p.stat().st_size for p in records) / count})
-    return steps.found
+        record["bytes"] = next(out.glob("rows-*.npy")).stat().st_size / count
+        record["index_bytes"] = (out / "index.json").stat().st_size / len(request.plan.units)
+    files = [*column.folder.glob("*.json"), *column.folder.glob("*.keys")]
+    steps.records.append({"step": "cache", "record_bytes": sum(p.stat().st_size for p in files) / count})
+    return steps.records
 
 
 def in_a_child(count: int, folder: Path | None) -> None:
@@ -210,10 +210,10 @@ def in_a_child(count: int, folder: Path | None) -> None:
         pictures.tiny(root / "net")
         size = write_manifest(root, count).stat().st_size
         command = [sys.executable, __file__, "--child", str(root), "--rows", str(count)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     print(f"\n{count:,} rows, a manifest of {size / count:.0f} bytes per row\n")
     print("| step | seconds | µs per row | bytes per row at most | that stay | more |\n|---|---|---|---|---|---|")
-    for found in json.loads(said.splitlines()[-1]):
+    for found in json.loads(output.splitlines()[-1]):
         seconds, more = (
             found.pop("seconds", 0.0),
             {k: f"{v:,.1f}" for k, v in found.items() if k not in ("step", "peak", "stays")},

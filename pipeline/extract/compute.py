@@ -13,7 +13,7 @@ from pipeline.runtime import Reporter, gpus
 from pipeline.text import human
 
 LONG = 20_000  # runs with at least this many samples print a time estimate first; otherwise the bar soon shows one
-PILOT_BATCHES = 4
+FORECAST_BATCHES = 4
 
 
 def compute_missing(request: Request, worker: Worker, timings: Timings, reporter: Reporter) -> list[Reject]:
@@ -68,6 +68,6 @@ def compute_units(
 
 def _estimate_time(request: Request, worker: Worker) -> str:
     try:
-        return str(worker.forecast(request, batches=PILOT_BATCHES).of_samples(worker.assignment.samples))
+        return str(worker.forecast(request, batches=FORECAST_BATCHES).of_samples(worker.assignment.samples))
     except DataError as error:  # the run will count what cannot be read
         return str(error)

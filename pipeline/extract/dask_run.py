@@ -56,7 +56,7 @@ def make_units(
     ):
         reported: set[str] = set()
         for result in _results(tasks, folder, units):
-            for line in result.said:
+            for line in result.messages:
                 if line not in reported:
                     reporter.message(line)
                     reported.add(line)

@@ -20,17 +20,17 @@ EVERY = 0.5  # seconds between two reports of progress
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The result of a unit. `said`: messages for the user; `error`: why the whole job cannot continue."""
+    """The result of a unit. `messages`: sentences for the user; `error`: why the whole job cannot continue."""
 
     unit: int
     stored: UnitResult | None
     spent: Timings
-    said: list[str]
+    messages: list[str]
     error: PipelineError | None = None
 
 
 _workers: dict[str, Worker] = {}
-_said: list[str] = []
+_messages: list[str] = []
 _one = threading.Lock()
 
 
@@ -47,7 +47,7 @@ def make_one(folder: str, number: int) -> TaskResult:
 def _make(folder: str, number: int, *, store: bool) -> TaskResult:
     """Compute one unit; a process computes one unit at a time, with all its cores and its GPU."""
     with _one:
-        _said.clear()
+        _messages.clear()
         spent, stored = Timings(), None
         try:
             worker = _worker(folder)
@@ -56,11 +56,11 @@ def _make(folder: str, number: int, *, store: bool) -> TaskResult:
             if store:
                 (stored,) = worker.make([work], done=_publisher(Path(folder).name, number), spent=spent)
         except PipelineError as error:  # trying again would not help
-            return TaskResult(number, None, spent, list(_said), error)
+            return TaskResult(number, None, spent, list(_messages), error)
         except PermissionError as error:  # for a file of the job; an unreadable sample is a reject
             refused = StoreError(f"{error.filename}: {error.strerror}. Change its owner or mode, then run again.")
-            return TaskResult(number, None, spent, list(_said), refused)
-        return TaskResult(number, stored, spent, list(_said))
+            return TaskResult(number, None, spent, list(_messages), refused)
+        return TaskResult(number, stored, spent, list(_messages))
 
 
 def _worker(folder: str) -> Worker:
@@ -71,7 +71,7 @@ def _worker(folder: str) -> Worker:
             earlier.close()
         _workers.clear()
         worker = _workers[folder] = Worker(
-            job_files.read_assignment(Path(folder)), reporter=Reporter(message=_said.append)
+            job_files.read_assignment(Path(folder)), reporter=Reporter(message=_messages.append)
         )
         for target in worker.targets.values():
             maintenance.remove_stale_files(target.column)  # of a killed worker that this one may replace

@@ -100,7 +100,7 @@ def _read(folder: Path) -> Any:
     path = folder / JOB
     if not path.is_file():
         raise StoreError(
-            f"{path}: expected the job's orders in the feature cache, got no such file. The cache, the backbone and "
+            f"{path}: expected the job's file in the feature cache, got no such file. The cache, the backbone and "
             "the data must lie where every worker sees them under one path: set ICECORE_CACHE to a shared folder."
         )
     return read_json(path)
