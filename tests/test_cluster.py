@@ -441,9 +441,7 @@ def test_workers_that_join_by_a_scheduler_file_make_the_same_and_go_on_after_it_
 
 
 def test_a_worker_that_does_not_see_the_orders_says_what_to_share(tmp_path: Path) -> None:
-    message = (
-        r"job.json: expected the job's file in the feature cache, got no such file.*set ICECORE_CACHE to a shared"
-    )
+    message = r"job.json: expected the job's file in the feature cache, got no such file.*set ICECORE_CACHE to a shared"
     for made in (dask_tasks.make_ready(str(tmp_path), 0), dask_tasks.make_one(str(tmp_path), 3)):
         assert isinstance(made.error, StoreError)
         with pytest.raises(StoreError, match=message):
