@@ -118,7 +118,21 @@ def test_many_rows_come_in_blocks_and_give_what_one_block_gives(monkeypatch: pyt
     one = made_up("classification", 60, 1)
     whole = bootstrap.resample_metric("macro_f1", [[one]], CLASSES, resamples=50, seed=0)
     monkeypatch.setattr(bootstrap, "BLOCK", 60 * 7)
+    monkeypatch.setattr(bootstrap, "MOST_KEPT", 0)
     assert np.array_equal(bootstrap.resample_metric("macro_f1", [[one]], CLASSES, resamples=50, seed=0), whole)
+
+
+def test_fits_measured_together_have_the_values_of_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = [made_up("classification", 60, seed) for seed in range(3)]
+    methods = [fits[:1], fits[1:]]
+    together = bootstrap.resample_metric("accuracy", methods, CLASSES, resamples=50, seed=4)
+    rows = np.random.default_rng(4).integers(60, size=(50, 60))
+    counts = np.stack([np.bincount(sample, minlength=60) for sample in rows]).astype(np.float64)
+    values = [bootstrap.statistic("accuracy", one, CLASSES)(counts) for one in fits]
+    assert np.array_equal(together[0], values[0])
+    assert np.all((together[1] >= np.minimum(*values[1:])) & (together[1] <= np.maximum(*values[1:])))
+    monkeypatch.setattr(bootstrap, "MOST_KEPT", 0)  # the counts are drawn again
+    assert np.array_equal(bootstrap.resample_metric("accuracy", methods, CLASSES, resamples=50, seed=4), together)
 
 
 def test_mean_average_precision_has_fewer_resamples() -> None:

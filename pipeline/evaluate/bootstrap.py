@@ -4,6 +4,7 @@ A resample is the count of each test row. A metric of a resample is a weighted s
 matrices. Methods that were tested on the same rows share their resamples, so their differences are paired.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """Maps counts of rows (resamples, rows), float64, to the metric of each resample (resamples,); NaN where undefined."""
 
 BLOCK = 2**21  # counts in memory at once
+MOST_KEPT = 2**23  # counts that stay in memory for the next run
 MOST: dict[str, int] = {"map": 1000}
 """The largest number of resamples of metrics that need a sum for every threshold."""
 
@@ -27,6 +29,15 @@ def statistic(metric: str, fit: Predictions, classes: Sequence[str]) -> Statisti
     Balanced accuracy, macro-F1 and mean average precision ignore classes without a row in the resample.
     """
     return STATISTICS[metric](fit, classes)
+
+
+def _statistic_of_all(metric: str, fits: Sequence[Predictions], classes: Sequence[str]) -> Statistic:
+    """Return a function that computes a metric of several fits of the same rows, (resamples, fits)."""
+    if metric == "accuracy":  # sums of ones are exact, so one product of matrices gives the values of single products
+        correct = np.stack([fit.targets == fit.predicted for fit in fits], axis=1).astype(np.float64)
+        return lambda counts: counts @ correct / counts.sum(axis=1, keepdims=True)
+    statistics = [statistic(metric, fit, classes) for fit in fits]
+    return lambda counts: np.stack([measure(counts) for measure in statistics], axis=1)
 
 
 def metric_value(metric: str, fit: Predictions, classes: Sequence[str]) -> float | None:
@@ -47,13 +58,13 @@ def resample_metric(
     """
     resamples = min(resamples, MOST.get(metric, resamples))
     rows = len(methods[0][0].keys)
-    statistics = [[statistic(metric, fit, classes) for fit in fits] for fits in methods]
+    measure = _statistic_of_all(metric, [fit for fits in methods for fit in fits], classes)
+    stops = np.cumsum([len(fits) for fits in methods])[:-1]
     weights = [_draws([fit.draw for fit in fits], resamples, seed) for fits in methods]
     by_method, start = np.empty((len(methods), resamples)), 0
     for counts in _counts(rows, resamples, seed):
         block = slice(start, start + len(counts))
-        for method, fits in enumerate(statistics):
-            values = np.stack([fit(counts) for fit in fits], axis=1)
+        for method, values in enumerate(np.split(measure(counts), stops, axis=1)):
             by_method[method, block] = (values * weights[method][block]).sum(axis=1)
         start = block.stop
     return by_method
@@ -104,13 +115,26 @@ def rows_behind(metric: str, fit: Predictions, classes: Sequence[str]) -> int | 
 
 def _counts(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each row is in each resample, float64 (resamples of the block, rows), block by block."""
+    blocks = _draw_counts if rows * resamples > MOST_KEPT else _keep_counts
+    for counts in blocks(rows, resamples, seed):
+        yield counts.astype(np.float64)
+
+
+@functools.lru_cache(maxsize=1)
+def _keep_counts(rows: int, resamples: int, seed: int) -> list[np.ndarray]:
+    """Return the blocks of `_draw_counts` in the smallest type: the runs of a task share them."""
+    return [counts.astype(np.min_scalar_type(rows)) for counts in _draw_counts(rows, resamples, seed)]
+
+
+def _draw_counts(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each row is in each resample, int64 (resamples of the block, rows), block by block."""
     random = np.random.default_rng(seed)
     size = max(1, BLOCK // rows)
     for start in range(0, resamples, size):
         lines = min(size, resamples - start)
         sampled = random.integers(rows, size=(lines, rows))
         sampled += rows * np.arange(lines)[:, None]  # one count for all resamples of the block
-        yield np.bincount(sampled.ravel(), minlength=lines * rows).reshape(lines, rows).astype(np.float64)
+        yield np.bincount(sampled.ravel(), minlength=lines * rows).reshape(lines, rows)
 
 
 def _draws(draws: Sequence[int | None], resamples: int, seed: int) -> np.ndarray:
