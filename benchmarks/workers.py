@@ -3,7 +3,7 @@
 MobileNetV2, the fastest engine, float32, a tap of 23 KB a row, so that a unit has one batch of images and each worker
 several units. Both are timed over as many units for each worker as there are images for, and over the first `FEW`, and
 the second is taken off: what is left are images beyond start-up. So what is taken off is what a job does once, and the
-first `FEW` units: the manifest is read, the network loaded and the engine prepared (in both workers), the orders
+first `FEW` units: the manifest is read, the network loaded and the engine prepared (in both workers), the job files
 written, the scheduler joined, the features committed. The worker processes are started, and have run a job, before
 anything is timed.
 """

@@ -18,8 +18,8 @@ def features_export(
     """Write features to a file for other programs, in the order of their keys; the suffix says which format.
 
     .parquet has `key`, and `features` as a list of fixed size. .npy is a float16 or float32 matrix, one row per sample.
-    .f32 is the same as float32 without a header, to be memory-mapped, as for FAISS; `.json` beside it has its shape.
-    Both have the key of each row in `.keys.txt` beside them.
+    .f32 is the same as float32 without a header, to be memory-mapped, as for FAISS; its shape is in a `.json` file
+    of the same name. For both, the keys of the rows are in a `.keys.txt` file of the same name.
 
     Examples:
 

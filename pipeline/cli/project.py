@@ -41,7 +41,7 @@ def settings(
 def check(
     params: Annotated[Path, typer.Argument(help="The settings to check.")] = Path("params.yaml"),
     fast: Annotated[
-        bool, typer.Option("--fast", help="Check the settings alone, not the files, models and data that they name.")
+        bool, typer.Option("--fast", help="Check only the settings, not the files, models and data that they name.")
     ] = False,
 ) -> None:
     """Check params.yaml and the data, weights, models and nodes that it names; print every problem, compute nothing.

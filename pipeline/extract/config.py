@@ -21,12 +21,12 @@ class RunConfig(WorkersConfig):
 
     decode: Annotated[
         Literal["auto", "threads", "processes"],
-        Field(description="who decodes; auto: processes beside a GPU and on many cores"),
+        Field(description="how images are decoded; auto: by processes with a GPU or many cores"),
     ] = "auto"
 
 
 class ExtractConfig(Settings):
-    """What to extract with one backbone."""
+    """The data sets and taps to extract with a backbone."""
 
     REMOVED = {
         "limits": "How near an engine must be to torch float32 is fixed: leave it out, or write `engine: torch`."
@@ -37,10 +37,10 @@ class ExtractConfig(Settings):
         description="name of a tap to its node and pooling"
     )
     views: Annotated[
-        Views | None, Field(description="augmented copies of every sample, each extracted beside the clean ones")
+        Views | None, Field(description="augmented copies of every sample, extracted in addition to the originals")
     ] = None
     batch_size: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["auto"], Field(description="auto: 64 on a CPU, found by trying on a GPU")
+        Annotated[int, Field(ge=1)] | Literal["auto"], Field(description="auto: 64 on a CPU, measured on a GPU")
     ] = "auto"
     engine: Annotated[Literal[Name, "auto"], Field(description="auto: the fastest here whose parity holds")] = "auto"
     precision: Annotated[Precision, Field(description="of the network; features of another are other features")] = (
@@ -56,7 +56,7 @@ class ExtractConfig(Settings):
 
     @property
     def batch(self) -> int:
-        """The size of batches, unless a better one is found."""
+        """The size of batches, unless a faster size is measured."""
         return BATCH if self.batch_size == "auto" else self.batch_size
 
     @field_validator("taps")

@@ -162,7 +162,7 @@ def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]], mos
     """Return the rows per unit, a multiple of the batch size; a shard of the widest tap has about `shard_mb`."""
     widest = max(int(np.prod(shapes[tap])) * np.dtype(ON_DISK[config.taps[tap].dtype]).itemsize for tap in shapes)
     rows = config.shard_mb * 2**20 // widest
-    # Shards must not depend on a batch size that is found by trying on this machine.
+    # Shards must not depend on a batch size that is measured on this machine.
     return max(1, min(rows, most or MAX_UNIT_ROWS, MAX_UNIT_ROWS) // config.batch) * config.batch
 
 

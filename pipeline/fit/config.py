@@ -46,7 +46,7 @@ class RunConfig(WorkersConfig):
 
 
 class FitConfig(Settings):
-    """A run: one head or several on one task, over some inputs, numbers of labels and draws."""
+    """A run: heads on a task, for each input, number of labels per class and few-shot draw."""
 
     task: str = Field(description="an entry of `split`")
     backbone: str = Field(description="an entry of `extract`")
