@@ -288,6 +288,10 @@ def test_int8_is_measured_on_test_rows_and_refused_where_it_loses_too_much(
     assert numbers["bytes"] == found.file.stat().st_size
     assert any(line.startswith("int8: accuracy ") and "paired bootstrap p" in line for line in found.lines)
     assert any("ms for one image against" in line for line in found.lines)
+    speed = numbers["times_as_fast"]
+    assert 0 < speed["low"] <= speed["median"] <= speed["high"]
+    assert "not faster" in str(int8.Speed(0.01, 0.01, 1.0, 0.9, 1.1))
+    assert "not faster" not in str(int8.Speed(0.02, 0.01, 2.0, 1.9, 2.1))
     import onnx
 
     kinds = [node.op_type for node in onnx.load(found.file).graph.node]

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ CALIBRATION, TESTED = 128, 2000
 """The most training images for the ranges of activations, and the most test images for the comparison."""
 BATCH = 16
 RESAMPLES, LEVEL, SEED = 2000, 0.95, 0
-ROUNDS = 20  # timed runs of a single image
+ROUNDS, ROUND_SECONDS = 24, 0.05
+"""Timed rounds, in which both models predict a single image again and again, for about so many seconds each."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,27 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Median seconds of one image in float32 and in int8.
+
+    ratio: the median over the rounds of float32 over int8. low, high: the quartiles of the rounds.
+    """
+
+    float32: float
+    int8: float
+    ratio: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        slow = "" if self.low > 1 else "; not faster on this machine"
+        return (
+            f"{1000 * self.int8:.1f} ms for one image against {1000 * self.float32:.1f} ms ({self.ratio:.2f} times as "
+            f"fast, half of {ROUNDS} rounds {self.low:.2f} to {self.high:.2f}{slow})"
+        )
+
+
+@dataclass(frozen=True)
 class QuantisedModel:
     """An int8 model, its entry for model.json, and the measurements as lines of text."""
 
@@ -90,12 +112,11 @@ def quantise_model(
     after = graph.join_graphs(quantise_graph(parts[0], calibration, reader), parts[1], outputs)
     float32, int8 = (graph.run_onnx(data, outputs) for data in (before, after))
     cost = measure_cost(float32, int8, outputs[0], tested, reader, metric=metric)
-    seconds = measure_latencies([float32, int8], tested.pixels(reader, slice(0, 1)))
+    speed = measure_speed(float32, int8, tested.pixels(reader, slice(0, 1)))
     lines = [
         f"int8: {cost}",
         f"int8: {len(after):,} bytes against {len(before):,} ({len(after) / len(before):.0%})",
-        f"int8: {1000 * seconds[1]:.1f} ms for one image against {1000 * seconds[0]:.1f} ms "
-        f"({seconds[0] / seconds[1]:.2f} times as fast)",
+        f"int8: {speed}",
     ]
     if not cost.drop <= max_drop:
         title = (
@@ -109,7 +130,8 @@ def quantise_model(
         "calibration_images": len(calibration.images),
         "bytes": len(after),
         "float32_bytes": len(before),
-        "seconds_per_image": {"float32": seconds[0], "int8": seconds[1]},
+        "seconds_per_image": {"float32": speed.float32, "int8": speed.int8},
+        "times_as_fast": {"median": speed.ratio, "low": speed.low, "high": speed.high},
     }
     return QuantisedModel(after, about, lines)
 
@@ -205,16 +227,26 @@ def _as_predictions(values: np.ndarray, output: Output, images: TaskImages) -> P
     )
 
 
-def measure_latencies(runs: Sequence[Run], pixels: np.ndarray) -> list[float]:
-    """Return the median seconds of each run for a single image; the runs alternate, to have the same conditions."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(ROUNDS):
-        for run, own in zip(runs, times, strict=True):
-            own.append(_seconds(lambda run=run: run(pixels[:1])))  # type: ignore[misc]
-    return [float(np.median(own[1:])) for own in times]
+def measure_speed(float32: Run, int8: Run, pixels: np.ndarray) -> Speed:
+    """Measure both models on a single image.
+
+    The load of a machine changes from second to second: both models run in each round, in alternating order, and the
+    ratio is that of a round.
+    """
+    runs, times = (float32, int8), np.empty((ROUNDS, 2))
+    counts = [max(1, round(ROUND_SECONDS / min(_seconds(run, pixels, 1) for _ in range(3)))) for run in runs]
+    for number in range(ROUNDS):
+        for which in (0, 1) if number % 2 else (1, 0):
+            times[number, which] = _seconds(runs[which], pixels, counts[which])
+    ratios = times[:, 0] / times[:, 1]
+    low, ratio, high = (float(value) for value in np.quantile(ratios, (0.25, 0.5, 0.75)))
+    before, after = (float(value) for value in np.median(times, axis=0))
+    return Speed(before, after, ratio, low, high)
 
 
-def _seconds(act: Callable[[], Any]) -> float:
+def _seconds(run: Run, pixels: np.ndarray, count: int) -> float:
+    """Return the seconds of one image, the mean of `count` runs."""
     start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
+    for _ in range(count):
+        run(pixels[:1])
+    return (time.perf_counter() - start) / count
