@@ -5,7 +5,7 @@ inputs         the inputs: files, folders, lists, archives, URLs, standard input
 few            predict a few inputs in this process
 many           predict many inputs through the feature cache; a killed prediction can be resumed
 inventory      list many inputs with their keys
-cached_rows    compute features into the feature cache part by part, in flat memory
+cached_rows    compute features into the feature cache part by part
 row_source     a network up to its taps, and the features of new images
 exported       an exported model in place of a run
 near           open the training rows for `--near`

@@ -1,4 +1,4 @@
-"""Extract samples part by part, so that memory does not grow with their number.
+"""Extract samples part by part: keys and locations of one part are in memory at a time.
 
 All rows are computed into the feature cache first, by a worker that serves all parts. Then `CachedRows.open` commits a
 features folder for some samples at a time.
