@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, PipelineError, unknown
 from pipeline.files import denied
-from pipeline.runtime import closed_pipe_is_quiet, note_error, print_any_text
+from pipeline.runtime import closed_pipe_is_quiet, keep_freed_memory, note_error, print_any_text
 from pipeline.settings.check import Section, check, refuse
 from pipeline.settings.params import read_params, unusual_values, with_lines
 from pipeline.settings.repair import UNKNOWN
@@ -187,6 +187,7 @@ def run(stage: Callable[[], None]) -> None:
     An interrupted stage exits with 130, as shells expect.
     """
     print_any_text()
+    keep_freed_memory()
     if {"--help", "-h"} & {*sys.argv[1:]}:
         print(usage(stage))
         return

@@ -22,7 +22,7 @@ from pipeline.cli import (
     results,
 )
 from pipeline.errors import PipelineError
-from pipeline.runtime import closed_pipe_is_quiet, print_any_text
+from pipeline.runtime import closed_pipe_is_quiet, keep_freed_memory, print_any_text
 
 COMMANDS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "Vectors of a folder": (extract.extract, layers.layers),
@@ -83,6 +83,7 @@ for heading, groups in GROUPS.items():
 def main() -> None:
     """Run a command; print errors of icecore and of the operating system without a traceback."""
     print_any_text()
+    keep_freed_memory()
     if Path("params.yaml").is_file():  # for the project's own modules in `source: module`; installed modules come first
         sys.path.append(str(Path.cwd()))
     try:

@@ -12,7 +12,7 @@ import importlib.util
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +43,8 @@ LONG = 80.0
 # export to ONNX several times as long, compiling minutes.
 MIN_JOB_SECONDS = {
     "torch": 0.0,
-    "onnxruntime": 60.0,
-    "openvino": 6.0,
+    "onnxruntime": LONG,
+    "openvino": 20.0,
     "onnxruntime_cuda": 30.0,
     "torch_compiled": 1200.0,
 }
@@ -59,6 +59,11 @@ class Job:
     batch_size: int
     precision: str = "float32"
     cache: Path | None = None
+
+    @property
+    def reference(self) -> Engine:
+        """Torch in float32 in batches of few rows, with which other engines are compared: a batch is always filled up."""
+        return replace(self, batch_size=min(ROWS, self.batch_size)).engine("torch", precision="float32")
 
     def engine(self, name: str, specs: Mapping[str, TapSpec] | None = None, *, precision: str | None = None) -> Engine:
         """Create an engine for the job's taps, or for the taps `specs`."""
@@ -114,12 +119,14 @@ def choose(name: str, job: Job, pixels: Callable[[], np.ndarray], *, samples: in
 
 def gate(job: Job, name: str, engine: Engine, pixels: np.ndarray) -> ParityCard:
     """Check the parity of an engine with torch float32; raises EngineError with the taps that fail."""
-    plain = name == "torch" and job.precision == "float32"
-    reference = engine if plain else job.engine("torch", precision="float32")
-    return _gate(job, engine, reference, pixels)
+    return _gate(job, name, engine, job.reference, pixels)
 
 
-def _gate(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> ParityCard:
+def _gate(job: Job, name: str, engine: Engine, reference: Engine, pixels: np.ndarray) -> ParityCard:
+    """Check the parity of an engine; torch in float32 is compared with itself, in batches of few rows."""
+    if name == "torch" and job.precision == "float32":
+        card = check_parity(reference, reference, pixels, job.specs, batch_size=reference.batch_size)
+        return card.model_copy(update={"engine": dict(engine.provenance)})
     autocast = None
     if job.precision in ("bfloat16", "float16"):
         is_torch = engine.provenance["engine"] == "torch"
@@ -147,25 +154,30 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) 
         raise EngineError(f"precision {job.precision!r}: no engine has it here. Choose float32.")
     notes: dict[str, str] = {}
     engines: dict[str, Engine] = {}
-    reference = job.engine("torch", precision="float32")
+    reference = job.reference
     per_row = _time_torch(reference, small_batch) / len(small_batch)
     job_seconds = per_row * samples
     batch = pixels[: job.batch_size] if job_seconds >= LONG else small_batch
     tried = [name for name in names if job_seconds >= MIN_JOB_SECONDS[name]]
     for name in tried:
         try:
-            plain = name == "torch" and job.precision == "float32"
-            engines[name] = reference if plain else job.engine(name)
-            engines[name].run({"pixels": batch})
+            engines[name] = job.engine(name)
+            if len(tried) > 1:
+                engines[name].run({"pixels": batch})
         except EngineError as error:
             notes[name] = str(error)
             reporter.message(f"engine {name} is left out: {error}")
     short = len(tried) == 1 and len(names) > 1
-    best = {} if short else _time_engines(engines, batch, seconds=SECONDS * min(1.0, job_seconds / LONG))
+    # In a batch of few rows, torch was timed already: its engine would fill the batch up.
+    is_timed = batch is small_batch and job.precision == "float32"
+    timed = {name: engine for name, engine in engines.items() if name != "torch" or not is_timed}
+    best = {} if short else _time_engines(timed, batch, seconds=SECONDS * min(1.0, job_seconds / LONG))
+    if "torch" in engines and "torch" not in timed:
+        best["torch"] = per_row * len(batch)
     torch_seconds = best.get("torch", per_row * len(batch))
     for name in sorted(engines, key=lambda name: best.get(name, 0.0)):
         try:
-            card = _gate(job, engines[name], reference, pixels)
+            card = _gate(job, name, engines[name], reference, pixels)
         except EngineError as error:
             notes[name] = "refused: " + str(error).replace("\n", " ")
             reporter.message(f"engine {name} is refused: {error}")

@@ -11,7 +11,7 @@ from pipeline.extract import job_files
 from pipeline.extract.timing import Timings
 from pipeline.extract.units import UnitResult
 from pipeline.extract.worker import Worker
-from pipeline.runtime import Reporter, keep_to_cores
+from pipeline.runtime import Reporter, keep_freed_memory, keep_to_cores
 from pipeline.store import maintenance
 
 TOPIC = "icecore"  # of the progress that workers publish
@@ -67,6 +67,7 @@ def _worker(folder: str) -> Worker:
     """Return this process's worker for a job, and close the worker of an earlier job."""
     if folder not in _workers:
         keep_to_cores()
+        keep_freed_memory()
         for earlier in _workers.values():
             earlier.close()
         _workers.clear()

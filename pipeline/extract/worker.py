@@ -82,7 +82,7 @@ class Worker:
         @once
         def pixels() -> np.ndarray:
             """Return the pixels for choosing and checking the engine."""
-            return first_pixels(units, self.decoders, count=count, batch_size=job.batch_size)[1]
+            return first_pixels(units, self.decoders, count=count, batch_size=min(count, job.batch_size))[1]
 
         self._batch_size, self._engine_of = engines(
             config.engine,
