@@ -227,7 +227,7 @@ def test_a_network_that_cannot_be_compiled_is_said_to_be_so() -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_reduced_precision_differs_and_stays_near(precision: str) -> None:
     job = job_of(Residual, precision=precision)
-    card = autotune.gate(job, "torch", job.engine("torch"), PIXELS)
+    card = autotune.gate(job, job.engine("torch"), PIXELS)
     assert card.engine["precision"] == precision
     assert 1e-5 < card.parity["norm"].relative < 0.05
     assert card.autocast == card.parity
@@ -249,7 +249,7 @@ def test_openvino_in_bfloat16_passes_or_says_that_the_processor_ended_it(graphs:
     except EngineError as error:
         said = str(error)
     else:
-        said = str(autotune.gate(job, "openvino", engine, PIXELS))
+        said = str(autotune.gate(job, engine, PIXELS))
     first = "engine 'openvino', precision 'bfloat16': expected a first request to pass, but it was ended by signal"
     assert said.startswith((first, "openvino, bfloat16, against torch float32"))
 
@@ -356,7 +356,7 @@ def test_a_graph_that_holds_for_one_batch_size_only_is_refused() -> None:
 def test_a_tap_that_depends_on_the_batch_is_refused_by_its_name(name: str, graphs: Path) -> None:
     job = job_of(Crowd, graphs)
     with pytest.raises(EngineError) as caught:
-        autotune.gate(job, name, job.engine(name), PIXELS)
+        autotune.gate(job, job.engine(name), PIXELS)
     title, *lines = str(caught.value).splitlines()
     assert title == f"engine '{name}', float32: taps that it does not compute as torch float32 does"
     assert all(line.startswith("  - tap 'logits', node 'logits': ") for line in lines)
@@ -366,7 +366,7 @@ def test_a_tap_that_depends_on_the_batch_is_refused_by_its_name(name: str, graph
 def test_one_sample_is_enough_to_find_a_tap_that_depends_on_the_batch() -> None:
     job = job_of(Crowd)
     with pytest.raises(EngineError, match=r"tap 'logits', node 'logits': its values depend on the batch"):
-        autotune.gate(job, "torch", job.engine("torch"), PIXELS[:1])
+        autotune.gate(job, job.engine("torch"), PIXELS[:1])
 
 
 class Off:
@@ -386,10 +386,10 @@ def test_a_tap_that_is_off_is_refused_by_its_name() -> None:
     job = job_of(Residual)
     off = Off(job.engine("torch"), "sum", 1.01)
     with pytest.raises(EngineError) as caught:
-        autotune.gate(job, "off", off, PIXELS)
+        autotune.gate(job, off, PIXELS)
     assert str(caught.value).splitlines()[1:] == ["  - tap 'sum', node 'add': relative error 0.01, limit 0.001"]
     with pytest.raises(EngineError, match=r"tap 'sum', node 'add': values that are not finite"):
-        autotune.gate(job, "off", Off(job.engine("torch"), "sum", np.nan), PIXELS)
+        autotune.gate(job, Off(job.engine("torch"), "sum", np.nan), PIXELS)
 
 
 # Parity ---------------------------------------------------------------------------------------------------------------
@@ -675,9 +675,9 @@ def test_real_weights_pass_the_gate_in_float32_and_have_a_card_in_bfloat16(
 ) -> None:
     job = Job(real_backbone(model, assets), REAL[model][1], 4, cache=graphs)
     for name in ("onnxruntime", "openvino"):
-        card = autotune.gate(job, name, job.engine(name), photos[:4])
+        card = autotune.gate(job, job.engine(name), photos[:4])
         assert all(parity.relative < 1e-4 for parity in card.parity.values()), str(card)
     reduced = dataclasses.replace(job, precision="bfloat16")
-    card = autotune.gate(reduced, "torch", reduced.engine("torch"), photos)
+    card = autotune.gate(reduced, reduced.engine("torch"), photos)
     assert all(parity.relative > 1e-4 for parity in card.parity.values())
     assert all(parity.median_cosine > 0.9 for parity in card.parity.values()), str(card)

@@ -62,7 +62,7 @@ class Job:
 
     @property
     def reference(self) -> Engine:
-        """Torch in float32 in batches of few rows, with which other engines are compared: a batch is always filled up."""
+        """Torch in float32, to compare engines with; in batches of few rows, since torch fills a batch up."""
         return replace(self, batch_size=min(ROWS, self.batch_size)).engine("torch", precision="float32")
 
     def engine(self, name: str, specs: Mapping[str, TapSpec] | None = None, *, precision: str | None = None) -> Engine:
@@ -117,15 +117,15 @@ def choose(name: str, job: Job, pixels: Callable[[], np.ndarray], *, samples: in
     return _measure(job, pixels(), samples=samples, reporter=reporter)
 
 
-def gate(job: Job, name: str, engine: Engine, pixels: np.ndarray) -> ParityCard:
+def gate(job: Job, engine: Engine, pixels: np.ndarray) -> ParityCard:
     """Check the parity of an engine with torch float32; raises EngineError with the taps that fail."""
-    return _gate(job, name, engine, job.reference, pixels)
+    return _gate(job, engine, job.reference, pixels)
 
 
-def _gate(job: Job, name: str, engine: Engine, reference: Engine, pixels: np.ndarray) -> ParityCard:
+def _gate(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> ParityCard:
     """Check the parity of an engine; torch in float32 is compared with itself, in batches of few rows."""
-    if name == "torch" and job.precision == "float32":
-        card = check_parity(reference, reference, pixels, job.specs, batch_size=reference.batch_size)
+    if engine.provenance["engine"] == "torch" and job.precision == "float32":
+        card = check_parity(reference, reference, pixels, job.specs, batch_size=min(ROWS, job.batch_size))
         return card.model_copy(update={"engine": dict(engine.provenance)})
     autocast = None
     if job.precision in ("bfloat16", "float16"):
@@ -168,16 +168,14 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) 
             notes[name] = str(error)
             reporter.message(f"engine {name} is left out: {error}")
     short = len(tried) == 1 and len(names) > 1
-    # In a batch of few rows, torch was timed already: its engine would fill the batch up.
-    is_timed = batch is small_batch and job.precision == "float32"
-    timed = {name: engine for name, engine in engines.items() if name != "torch" or not is_timed}
+    timed = dict(engines)
+    if batch is small_batch and job.precision == "float32" and "torch" in engines:
+        timed["torch"] = reference  # which does not fill the few rows up
     best = {} if short else _time_engines(timed, batch, seconds=SECONDS * min(1.0, job_seconds / LONG))
-    if "torch" in engines and "torch" not in timed:
-        best["torch"] = per_row * len(batch)
     torch_seconds = best.get("torch", per_row * len(batch))
     for name in sorted(engines, key=lambda name: best.get(name, 0.0)):
         try:
-            card = _gate(job, name, engines[name], reference, pixels)
+            card = _gate(job, engines[name], reference, pixels)
         except EngineError as error:
             notes[name] = "refused: " + str(error).replace("\n", " ")
             reporter.message(f"engine {name} is refused: {error}")

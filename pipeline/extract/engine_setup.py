@@ -42,7 +42,7 @@ def engines(
         chosen = replace(chosen, engine=job.engine(chosen.name), card=None)
     verdict, more = "", [chosen.measured]
     if not all(parity_card.has_card(columns[tap], chosen.engine) for tap in missing_taps) and len(pixels()):
-        measured = chosen.card or gate(job, chosen.name, chosen.engine, pixels())
+        measured = chosen.card or gate(job, chosen.engine, pixels())
         for tap, column in columns.items():
             parity_card.write(column, measured, tap)
         verdict = f"; {measured.verdict}"
