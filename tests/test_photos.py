@@ -85,7 +85,14 @@ def photos(one_core: None, assets: Path, tmp_path_factory: pytest.TempPathFactor
                 "sha256": "b470193d7ed46a73",
             }
         },
-        "extract": {"mobilenet": {"datasets": list(roots), "taps": {"penultimate": {"node": "penultimate"}}}},
+        # `auto` takes this engine too, after it has prepared and timed others.
+        "extract": {
+            "mobilenet": {
+                "datasets": list(roots),
+                "taps": {"penultimate": {"node": "penultimate"}},
+                "engine": "openvino",
+            }
+        },
         "audit": {},
     }
     project = Project(folder / "project")

@@ -139,15 +139,11 @@ def test_a_change_of_labels_does_not_extract(project: Project) -> None:
     )
 
 
-def test_another_task_with_its_head_and_training_run_their_own_stages_and_extract_nothing(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_task_with_its_head_and_training_run_their_own_stages_and_extract_nothing(project: Project) -> None:
     project.settle(listed())
     unextracted = more()  # a tap for which a run from pixels does not wait
     unextracted["extract"]["glyphs"]["taps"]["unread"] = {"node": "block1", "pool": "max"}
-    with monkeypatch.context() as patch:
-        patch.setattr(project, "preloaded", False)
-        first, before = project.repro(unextracted, "teach@tuned")
+    first, before = project.repro(unextracted, "teach@tuned")
     rest, output = project.repro(more())
     ran, output = first + rest, before + output
     assert sorted(first) == ["finetune@tuned", "teach@tuned"]
