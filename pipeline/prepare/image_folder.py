@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
 
 from pipeline.errors import DataError
 from pipeline.manifest import split_of, split_of_file
@@ -105,7 +104,7 @@ def skip_reason(names: Sequence[str]) -> tuple[str, str] | tuple[None, None]:
         return "hidden", "a hidden file, or a file in a hidden folder"
     if is_litter(names):
         return "other", "left behind by an operating system, a program or a device"
-    if any("\udc80" <= letter <= "\udcff" for name in names for letter in name):
+    if any("\udc80" <= letter <= "\udcff" for name in names if not name.isascii() for letter in name):
         return "unreadable", "its name, or that of its folder, is not UTF-8: rename it"
     return None, None
 
@@ -120,4 +119,5 @@ def is_litter(names: Sequence[str]) -> bool:
 
 def is_other_file(name: str) -> bool:
     """Return whether a file is plainly not an image, judged by its extension."""
-    return PurePosixPath(name).suffix.lower().removeprefix(".") in OTHER_FILES
+    stem, _, suffix = name.rpartition(".")
+    return bool(stem) and suffix.lower() in OTHER_FILES

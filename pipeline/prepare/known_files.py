@@ -53,6 +53,7 @@ class KnownFiles:
             except sqlite3.DatabaseError:  # damaged
                 self._path.unlink()
                 self._database = _open(self._path)
+            self._database.execute("BEGIN")  # one lock for all queries: locking takes longer than a query
         return self
 
     def __exit__(
@@ -117,8 +118,8 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _stat(path: str) -> os.stat_result | None:
-    where = filesystem.local(path)
+    where = filesystem.local(path) if filesystem.is_url(path) else path
     try:
-        return None if where is None else where.stat()
+        return None if where is None else os.stat(where)  # noqa: PTH116 - a Path takes longer than the call
     except (OSError, ValueError):
         return None

@@ -46,10 +46,11 @@ def list_files(
     database: sqlite3.Connection, config: PrepareConfig, roots: list[Root], types: dict[str, pa.DataType] | None
 ) -> int:
     """Add every file of the roots, and every sample of a container; return their number. Raises DataError for none."""
+    encode = json.JSONEncoder(sort_keys=True).encode
     rows = (
         (
             *(file.path, file.container, file.offset, file.size),
-            *(json.dumps(values, sort_keys=True) for values in (file.labels, file.place)),
+            *(encode(values) for values in (file.labels, file.place)),
             *file.refused,
             *_names_of(file),
         )

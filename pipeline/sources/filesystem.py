@@ -122,8 +122,10 @@ def walk(root: str) -> Iterator[Entry]:
         yield from _walk_remote(system, key.rstrip("/"), root.rstrip("/"), ())
         return
     prefix = _LOCAL if root.startswith(_LOCAL) else ""
-    for path in _walk_local(where, ()):
-        yield Entry(path.relative_to(where).parts, prefix + text(path.as_posix()))
+    # Strings: a Path of every file would take longer than listing it.
+    start = "" if where == Path() else str(where) if str(where).endswith("/") else f"{where}/"
+    for names in _walk_local(where, (), ()):
+        yield Entry(names, prefix + text(start + "/".join(names)))
 
 
 def folders(root: str) -> list[str]:
@@ -140,19 +142,20 @@ def folders(root: str) -> list[str]:
 
 def text(path: str) -> str:
     """Return a path that can be written as UTF-8: bytes of the name that are not UTF-8 become \\udc.. ."""
-    return path.encode("utf-8", "backslashreplace").decode()
+    return path if path.isascii() else path.encode("utf-8", "backslashreplace").decode()
 
 
-def _walk_local(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+def _walk_local(folder: Path, names: tuple[str, ...], above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the names of the folders and of the file, for each file below a folder; `above`: its parents."""
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if _is_folder(entry):
-            yield from _walk_local(folder / entry.name, (*above, here))
+            yield from _walk_local(folder / entry.name, (*names, entry.name), (*above, here))
         else:
-            yield folder / entry.name
+            yield (*names, entry.name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
