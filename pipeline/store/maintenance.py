@@ -33,7 +33,10 @@ def remove_stale_files(column: CacheEntry) -> int:
     return remove_stale(column.folder) + remove_stale(column.folder / "rejected")
 
 
-FOLDERS = ("onnx", "openvino", "engines", "batches", "teach", "training", "pixels", "backbones", "embeddings")
+FOLDERS = (
+    *("onnx", "openvino", "engines", "batches", "teach", "training", "pixels", "backbones", "embeddings"),
+    "predict",  # the lists of killed predictions
+)
 """Folders of the cache, besides the columns, whose entries can be recomputed."""
 
 IN_USE = 3600.0
