@@ -6,7 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,20 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def commands() -> Iterator[Variables]:
     """The variables of commands that a server runs, which has one library."""
+    with started_server(["xxhash"]) as server:
+        yield server.environment
+
+
+@contextmanager
+def started_server(libraries: Sequence[str]) -> Iterator[ForkServer]:
+    """Start a server from this process, and wait until it accepts commands."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    with ForkServer(environment, {"python": ("-m ", "-c "), "icecore": ("stage ",)}, ["xxhash"]) as server:
+    with ForkServer(environment, {"python": ("-m ", "-c "), "icecore": ("stage ",)}, libraries) as server:
         server.start()
         while not server.socket.exists():
+            assert server.socket.parent.exists(), "the server has failed"
             time.sleep(0.01)
-        yield server.environment
+        yield server
 
 
 def run(commands: Variables, folder: Path, *command: str, **more: str) -> tuple[int, str, str]:
@@ -122,7 +131,8 @@ def test_a_module_of_the_user_hides_a_library_that_is_loaded(commands: Variables
 
 def test_a_server_has_the_libraries_of_stages_and_neither_code_of_the_project_nor_cuda(tmp_path: Path) -> None:
     code = "import sys, torch; print(*sys.modules); print(torch.cuda._is_in_bad_fork(), sys.argv)"
-    status, output, _ = run({**os.environ, **preloaded.start()}, tmp_path, "python", "-c", code)
+    with started_server(preloaded.PRELOADED) as server:
+        status, output, _ = run(server.environment, tmp_path, "python", "-c", code)
     modules, rest = output.splitlines()
     assert (status, rest) == (0, "False ['-c']")
     assert {"torch._dynamo", "sklearn.linear_model", "scipy.stats"} <= {*modules.split()}

@@ -15,6 +15,7 @@ from pipeline.forkserver.start import LIBRARIES, OF_HEADS, ForkServer
 PROGRAMS: Mapping[str, tuple[str, ...]] = {"python": ("-m ", "-c "), "dvc": ("",), "icecore": ("",)}
 OF_DVC = "dvc.cli dvc.cli.parser dvc.repo dvc.repo.reproduce dvc.repo.commit dvc.stage.run dvc_data.index"
 OF_REPORT = ("matplotlib.pyplot", "jinja2")
+PRELOADED = (*LIBRARIES, *OF_HEADS, *OF_REPORT, *OF_DVC.split())
 FOLDER = "ICECORE_TEST_PROGRAMS"
 
 
@@ -22,8 +23,7 @@ def start(*, wait: bool = True) -> Mapping[str, str]:
     """Start the server, unless it runs; return the variable `PATH` of commands."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     if FOLDER not in os.environ:
-        libraries = [*LIBRARIES, *OF_HEADS, *OF_REPORT, *OF_DVC.split()]
-        server = ForkServer({**os.environ, "PATH": path}, PROGRAMS, libraries)
+        server = ForkServer({**os.environ, "PATH": path}, PROGRAMS, PRELOADED)
         atexit.register(server.stop)
         server.start()
         os.environ[FOLDER] = str(server.socket.parent)
